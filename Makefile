@@ -1,0 +1,74 @@
+# Two commands do everything: `make rehearse` and `make test`. `make help` lists the rest.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APPROVE ?=
+# The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
+export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
+
+.PHONY: help venv node lint synth cfn-lint unit check test rehearse down lock
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+venv: $(VENV)/.complete ## Create .venv from requirements.lock, hashes checked
+
+node: node_modules/.package-lock.json ## Install the pinned CDK CLI from package-lock.json
+
+# uv installs the list in seconds; it is itself on the list, so the first step takes it from there with its hashes.
+$(VENV)/.complete: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; found " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11")'
+	@rm -rf $(VENV)
+	@echo "Installing Python packages from requirements.lock into $(VENV)"
+	@if command -v uv >/dev/null; then uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV); uv=uv; \
+	else $(PYTHON) -m venv $(VENV); \
+	  awk '/^[a-z]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.lock; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock; uv=$(BIN)/uv; fi; \
+	$$uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	@touch $@
+
+node_modules/.package-lock.json: package-lock.json
+	@command -v npm >/dev/null || { echo "npm is needed for the CDK CLI: install Node 22 or 24"; exit 1; }
+	@echo "Installing the CDK CLI from package-lock.json"
+	@npm ci --silent --no-audit --no-fund
+	@touch $@
+
+synth: venv node ## Write the cloud assembly to cdk.out/; an unacknowledged cdk-nag finding fails it
+	@rm -rf cdk.out
+	@echo "Synthesizing pipeline_app.py"
+	@node_modules/.bin/cdk synth --quiet
+
+lint: venv
+	@echo "Linting and checking types"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+cfn-lint: synth
+	@echo "Linting the templates"
+	@$(BIN)/cfn-lint --non-zero-exit-code error
+
+unit: synth
+	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit -q
+
+# Two at a time: the type check takes as long as everything else together.
+check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cdk-nag, cfn-lint, unit tests
+	@$(MAKE) --no-print-directory -j2 lint unit cfn-lint
+
+test: venv synth ## All tests: unit, rehearsal and drills (about 25 minutes)
+	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit tests/rehearsal tests/drills
+
+rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no]
+	@$(BIN)/python -m rehearsal run $(if $(APPROVE),--approve $(APPROVE))
+
+down: venv ## Stop everything that a rehearsal left running
+	@$(BIN)/python -m rehearsal down
+
+lock: venv ## Write the lock files anew from requirements.txt, mlflow_image/requirements.in and package.json
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.txt -o requirements.lock
+	@cd mlflow_image && ../$(BIN)/uv pip compile --quiet --excludes requirements.exclude --universal --python-version 3.11 --generate-hashes --only-binary :all: --no-header requirements.in -o requirements.lock
+	@npm install --package-lock-only --silent
