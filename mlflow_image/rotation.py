@@ -1,0 +1,66 @@
+"""A rotated database password is picked up without a restart.
+
+RDS changes a master password that it manages every seven days. A task has read the old one when it started: its open
+connections live on, but each new one would be refused. So a refused sign-in makes the server read the secret again,
+and if the password there is another one, the connection is tried with that.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+log = logging.getLogger("uvicorn.error")
+
+REFUSED = "password authentication failed"
+# RDS changes the database and the secret one after the other: a reader can come between.
+READS = 5
+SECONDS_BETWEEN_READS = 1.0
+
+
+class Rotation:
+    """Follows one secret; `reread` is called by whichever thread was refused first."""
+
+    def __init__(self, secret_arn: str) -> None:
+        self._secret_arn = secret_arn
+        self._lock = threading.Lock()
+        limits = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
+        self._secrets = boto3.client("secretsmanager", config=limits)
+
+    def reread(self, refused: str) -> bool:
+        """Put the secret's password in the place of the refused one; False if it is still the same."""
+        with self._lock:
+            for read in range(READS):
+                if os.environ["PGPASSWORD"] != refused:
+                    return True
+                answer = self._secrets.get_secret_value(SecretId=self._secret_arn)
+                # libpq reads the password from here, for every new connection.
+                os.environ["PGPASSWORD"] = json.loads(answer["SecretString"])["password"]
+                if os.environ["PGPASSWORD"] != refused:
+                    log.info("The database password was rotated; new connections use the new one.")
+                    return True
+                if read + 1 < READS:
+                    time.sleep(SECONDS_BETWEEN_READS)
+            return False
+
+
+def follow(secret_arn: str) -> None:
+    """Make every connection of this process that is refused try again with the rotated password, once."""
+    rotation = Rotation(secret_arn)
+
+    @event.listens_for(Engine, "do_connect")
+    def connect(dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
+        used = os.environ["PGPASSWORD"]
+        try:
+            return dialect.connect(*arguments, **parameters)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if REFUSED not in str(error) or not rotation.reread(used):
+                raise
+            return dialect.connect(*arguments, **parameters)

@@ -1,0 +1,178 @@
+"""MLflow's web server, run in this very process.
+
+`mlflow server` would do the same in two more steps: it imports MLflow, checks the stores, and then starts
+uvicorn as a child that imports MLflow again, while the parent stays to pass signals on. Running uvicorn
+here halves the time to the first answer, saves the parent's memory, and makes this process the one that
+gets SIGTERM. The price is the handful of variables below, which `mlflow server` hands to uvicorn; a test
+compares them with what it really hands over.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import uuid
+from types import FrameType
+from typing import Any
+
+import rotation
+import uvicorn
+from database import ARTIFACT_ROOT
+from settings import Database, Server
+from uvicorn.supervisors import Multiprocess
+
+# A load balancer reuses a connection until it was idle for its own timeout, 60 s unless configured. Were the
+# server the first to close it, the balancer could send a request into a closing connection and answer 502.
+KEEP_ALIVE_SECONDS = 75
+# Time for requests in flight once SIGTERM came. Both must lie within the task's stop timeout.
+GRACEFUL_SECONDS = 25
+FORCED_SECONDS = 30
+
+# For the server's own connections only: a migration may rightly take longer.
+STATEMENT_LIMITS = {
+    "statement_timeout": "55s",  # the load balancer has given up after 60 s
+    "idle_in_transaction_session_timeout": "60s",  # a task that hangs must not keep its row locks
+}
+
+# Each worker has two pools (tracking, registry): at most 20 connections of the 100 that PostgreSQL allows.
+# A variable that is already set wins, so a task definition can differ.
+POOLS = {
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "5",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "5",
+    "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "900",  # seconds
+}
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"requests": {"()": "server.WithoutHealthChecks"}},
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(message)s"},
+        "access": {
+            "()": "uvicorn.logging.AccessFormatter",
+            "fmt": '%(asctime)s %(client_addr)s "%(request_line)s" %(status_code)s',
+            "use_colors": False,
+        },
+    },
+    "handlers": {
+        "line": {"class": "logging.StreamHandler", "formatter": "line"},
+        "access": {
+            "class": "logging.StreamHandler",
+            "formatter": "access",
+            "filters": ["requests"],
+            "stream": "ext://sys.stdout",
+        },
+    },
+    "loggers": {
+        "uvicorn": {"handlers": ["line"], "level": "INFO", "propagate": False},
+        "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
+    },
+}
+
+
+class WithoutHealthChecks(logging.Filter):
+    """Drops the access line of a health check that went well: two a second would bury the rest."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        match record.args:
+            case (_, _, "/health", _, 200):
+                return False
+        return True
+
+
+def environment(database: Database, server: Server) -> dict[str, str]:
+    """What uvicorn's workers must find in their environment, the database password included."""
+    limits = " ".join(f"-c {name}={value}" for name, value in STATEMENT_LIMITS.items())
+    variables = {
+        **{name: os.environ.get(name) or value for name, value in POOLS.items()},
+        "PGPASSWORD": database.password,
+        "PGOPTIONS": limits,
+        "_MLFLOW_SERVER_FILE_STORE": database.uri(),
+        "_MLFLOW_SERVER_REGISTRY_STORE": database.uri(),
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": ARTIFACT_ROOT,
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": server.artifacts_destination,
+        "_MLFLOW_SERVER_BOOT_ID": uuid.uuid4().hex,
+        "_MLFLOW_IN_JOB_EXECUTOR": "false",
+        "_MLFLOW_SGI_NAME": "uvicorn",
+        "MLFLOW_ENABLE_WORKSPACES": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its queue would be a file of this task
+    }
+    if server.allowed_hosts:
+        variables["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(server.allowed_hosts)
+    if server.allowed_origins:
+        variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(server.allowed_origins)
+    return variables
+
+
+def run(database: Database, server: Server) -> None:
+    """Serve until SIGTERM or SIGINT; return once the requests in flight are answered."""
+    os.environ.pop("DATABASE_PASSWORD", None)
+    os.environ.update(environment(database, server))
+    config = uvicorn.Config(
+        "server:application",
+        factory=True,
+        host=server.host,
+        port=server.port,
+        workers=server.workers,
+        # With several workers asyncio leaves TCP_NODELAY off, which delays each keep-alive answer by 44 ms.
+        loop="uvloop",
+        http="httptools",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+        # MLflow lets a client on the loopback address do more (its assistant runs commands). Whoever may
+        # name the client by X-Forwarded-For could claim to be there.
+        forwarded_allow_ips="127.0.0.1",
+        server_header=False,
+        log_config=LOGGING,
+    )
+    if server.workers > 1:
+        _Workers(config, sockets=[config.bind_socket()]).run()
+        return
+    # uvicorn raises the signal again after it has stopped. That it stopped as told is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    uvicorn.Server(config).run()
+
+
+def application() -> Any:
+    """Make the application, in each worker, with its stores open: no first request waits for them."""
+    _bound_the_stop()
+    from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import initialize_backend_stores
+    from mlflow.tracing.trace_rollup_service import validate_sql_trace_rollup_startup
+
+    if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
+        rotation.follow(secret_arn)
+    initialize_backend_stores()
+    validate_sql_trace_rollup_startup(os.environ["_MLFLOW_SERVER_FILE_STORE"])
+    return app
+
+
+class _Workers(Multiprocess):
+    """uvicorn's parent of several workers, but one that closes the port before they stop.
+
+    uvicorn's own keeps listening while they finish, so new connections hang and are then reset, not refused.
+    """
+
+    def terminate_all(self) -> None:
+        for listening in self.sockets:
+            listening.close()
+        super().terminate_all()
+
+
+def _bound_the_stop() -> None:
+    """End this process FORCED_SECONDS after SIGTERM, whatever it does then.
+
+    uvicorn bounds its own wait for requests, but a request that is stuck in a thread, say on a frozen
+    database, cannot be cancelled and would keep the process. The forced end writes what each thread was
+    doing.
+    """
+    graceful = signal.getsignal(signal.SIGTERM)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        faulthandler.dump_traceback_later(FORCED_SECONDS, exit=True)
+        if callable(graceful):
+            graceful(signum, frame)
+
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,216 @@
+"""The container's environment variables, read once and checked before anything else happens.
+
+| variable                           | meaning                                                 | default     |
+|------------------------------------|---------------------------------------------------------|-------------|
+| DATABASE_HOST                      | host name of the PostgreSQL server                      | required    |
+| DATABASE_PORT                      | its port                                                | 5432        |
+| DATABASE_NAME                      | the database on it                                      | required    |
+| DATABASE_USER                      | who signs in                                            | required    |
+| DATABASE_PASSWORD                  | with what; any characters                               | required    |
+| DATABASE_SECRET_ARN                | the secret to read again when the password was rotated  | none        |
+| DATABASE_SSLMODE                   | libpq's sslmode                                         | prefer      |
+| ARTIFACTS_DESTINATION              | where artifacts go: s3://bucket or s3://bucket/prefix   | required    |
+| MLFLOW_HOST                        | address to listen on                                    | 0.0.0.0     |
+| MLFLOW_PORT                        | port to listen on                                       | 5000        |
+| WORKERS                            | server processes; each takes about 250 MB               | 1           |
+| MLFLOW_SERVER_ALLOWED_HOSTS        | Host headers to answer, port included unless 80 or 443  | private IPs |
+| MLFLOW_SERVER_CORS_ALLOWED_ORIGINS | origins whose pages may write                           | those hosts |
+
+An empty value counts as not set. `migrate` needs the database's variables only.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+HOST = (
+    r"[\w.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*"  # a name, an IPv4 or an IPv6 address, without port
+)
+SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+# libpq's own limits, in the URI so that they hold for every connection MLflow opens. A database that vanished
+# without a word (a failover, a cut network) is noticed after 15 s, by keepalives or by unacknowledged data.
+CONNECTION_LIMITS = {
+    "connect_timeout": "5",  # seconds, for each address of the host
+    "keepalives_idle": "5",  # seconds
+    "keepalives_interval": "5",  # seconds
+    "keepalives_count": "2",
+    "tcp_user_timeout": "15000",  # milliseconds
+    "application_name": "mlflow",  # names the connections in pg_stat_activity
+}
+
+# What both commands want of MLflow. A variable that is already set wins, so a task definition can differ.
+PROCESS_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the network unasked
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",  # the image has no git, and the server needs none
+}
+
+# What `mlflow server` would read but this image does not, with what to do instead.
+NOT_READ = {
+    "MLFLOW_BACKEND_STORE_URI": "set the DATABASE_ variables instead",
+    "MLFLOW_REGISTRY_STORE_URI": "the registry is in the same database; unset it",
+    "MLFLOW_ARTIFACTS_DESTINATION": "set ARTIFACTS_DESTINATION instead",
+    "MLFLOW_DEFAULT_ARTIFACT_ROOT": "set ARTIFACTS_DESTINATION instead",
+    "MLFLOW_WORKERS": "set WORKERS instead",
+}
+
+
+class SettingsError(Exception):
+    """One or more variables are wrong. Each problem is a sentence that names the variable and the mend."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where the database is, and how to sign in."""
+
+    host: str
+    port: int
+    name: str
+    user: str
+    password: str = field(repr=False)
+    sslmode: str
+
+    def uri(self) -> str:
+        """The SQLAlchemy URI, without the password: libpq reads that from PGPASSWORD.
+
+        So no log line, error or command line can show it, and it needs no escaping.
+        """
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        query = urlencode({"sslmode": self.sslmode, **CONNECTION_LIMITS})
+        return (
+            f"postgresql+psycopg://{quote(self.user, safe='')}@{host}:{self.port}"
+            f"/{quote(self.name, safe='')}?{query}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server needs besides its database."""
+
+    artifacts_destination: str
+    host: str
+    port: int
+    workers: int
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+
+
+def read_database(environment: Mapping[str, str]) -> Database:
+    """Read the database's variables, or raise SettingsError with every problem found."""
+    reader = _Reader(environment)
+    database = _database(reader)
+    reader.finish()
+    return database
+
+
+def read(environment: Mapping[str, str]) -> tuple[Database, Server]:
+    """Read all variables, or raise SettingsError with every problem found."""
+    reader = _Reader(environment)
+    database, server = _database(reader), _server(reader)
+    reader.finish()
+    return database, server
+
+
+class _Reader:
+    """Collects the problems, so that one start reports them all."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.problems: list[str] = []
+
+    def text(self, name: str, default: str | None, mend: str, pattern: str = r"(?s).+") -> str:
+        value = self.environment.get(name) or default
+        if value is None:
+            self.problems.append(f"{name} is not set: {mend}.")
+            return ""
+        if not re.fullmatch(pattern, value):
+            self.problems.append(f"{name} is {value!r}: {mend}.")
+        return value
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.environment.get(name) or str(default)
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
+            self.problems.append(f"{name} is {value!r}: give a whole number from {low} to {high}.")
+            return default
+        return int(value)
+
+    def words(self, name: str, mend: str, pattern: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in self.environment.get(name, "").split(",") if word.strip())
+        for word in words:
+            if not re.fullmatch(pattern, word):
+                self.problems.append(f"{name} contains {word!r}: {mend}.")
+        return words
+
+    def finish(self) -> None:
+        if self.problems:
+            raise SettingsError(self.problems)
+
+
+def _database(reader: _Reader) -> Database:
+    host = reader.text("DATABASE_HOST", None, "give the database's host name alone, as in db.internal", HOST)
+    port = reader.number("DATABASE_PORT", 5432, 1, 65535)
+    name = reader.text("DATABASE_NAME", None, "give the name of the database, as in mlflow")
+    user = reader.text("DATABASE_USER", None, "give the database user from the injected secret")
+    password = reader.text("DATABASE_PASSWORD", None, "give the database password from the injected secret")
+    sslmode = reader.text(
+        "DATABASE_SSLMODE", "prefer", f"give one of {', '.join(SSLMODES)}", "|".join(SSLMODES)
+    )
+    authority = reader.environment.get("PGSSLROOTCERT", "")
+    if sslmode.startswith("verify-") and authority != "system" and not Path(authority).is_file():
+        reader.problems.append(
+            f"PGSSLROOTCERT is {authority!r}: name the certificate authority's file, "
+            f"which DATABASE_SSLMODE={sslmode} needs."
+        )
+    return Database(host, port, name, user, password, sslmode)
+
+
+def _server(reader: _Reader) -> Server:
+    for name, mend in NOT_READ.items():
+        if reader.environment.get(name):
+            reader.problems.append(f"{name} is set, but this image does not read it: {mend}.")
+    reader.text(
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
+        "false",
+        "this image runs no job runner; unset it",
+        "(?i)false|0",
+    )
+    # Bucket names as S3 allows them: 3 to 63 lower-case letters, digits, dots and hyphens.
+    destination = reader.text(
+        "ARTIFACTS_DESTINATION",
+        None,
+        "give the bucket as s3://bucket or s3://bucket/prefix",
+        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?#]*)?",
+    )
+    everywhere = "0.0.0.0"  # noqa: S104  a container is reached only through what its network lets in
+    host = reader.text("MLFLOW_HOST", everywhere, "give an address to listen on, as in 0.0.0.0", HOST)
+    port = reader.number("MLFLOW_PORT", 5000, 1, 65535)
+    workers = reader.number("WORKERS", 1, 1, 32)
+    # MLflow compares the Host header letter by letter. Clients send it in lower case, but the DNS name that
+    # CloudFormation gives a load balancer has capitals in it.
+    hosts = tuple(
+        host.lower()
+        for host in reader.words(
+            "MLFLOW_SERVER_ALLOWED_HOSTS",
+            "give host names alone, parted by commas, as in mlflow.example.com,localhost:8080",
+            r"[\w.*:\[\]-]+",
+        )
+    )
+    # A browser names its origin even when it writes to the very host it loaded the page from, and MLflow
+    # refuses what is not listed: without this the UI behind a load balancer could not even search runs. A
+    # pattern is left out, as any page on a host that matches it could write with the reader's cookies.
+    origins = reader.words(
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
+        "give origins parted by commas, as in https://mlflow.example.com",
+        r"\*|https?://[\w.*:\[\]-]+",
+    ) or tuple(f"{scheme}://{host}" for host in hosts if "*" not in host for scheme in ("https", "http"))
+    return Server(destination, host, port, workers, hosts, origins)

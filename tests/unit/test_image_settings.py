@@ -1,0 +1,145 @@
+"""The image's environment variables: what is read, what is refused, and in which words."""
+
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "mlflow_image"))
+
+import settings
+
+GOOD = {
+    "DATABASE_HOST": "db.internal",
+    "DATABASE_NAME": "mlflow",
+    "DATABASE_USER": "mlflow_admin",
+    "DATABASE_PASSWORD": "p@:/%w'\" #?&",
+    "ARTIFACTS_DESTINATION": "s3://artifacts-111111111111/mlflow",
+}
+
+
+def problems(**changes: str) -> list[str]:
+    with pytest.raises(settings.SettingsError) as error:
+        settings.read(GOOD | changes)
+    return error.value.problems
+
+
+def test_defaults() -> None:
+    database, server = settings.read(GOOD)
+    assert (database.port, database.sslmode) == (5432, "prefer")
+    assert (server.host, server.port, server.workers) == ("0.0.0.0", 5000, 1)
+    assert (server.allowed_hosts, server.allowed_origins) == ((), ())
+
+
+def test_uri_names_everything_but_the_password() -> None:
+    odd = GOOD | {"DATABASE_USER": "a@b:c/d", "DATABASE_NAME": "x%y?z", "DATABASE_PORT": "6432"}
+    database, _ = settings.read(odd)
+    parts = urlsplit(database.uri())
+    assert parts.scheme == "postgresql+psycopg"
+    assert (unquote(parts.username or ""), parts.hostname, parts.port) == ("a@b:c/d", "db.internal", 6432)
+    assert unquote(parts.path) == "/x%y?z"
+    assert parts.password is None
+    assert "sslmode=prefer" in parts.query
+    assert "connect_timeout=5" in parts.query
+    assert GOOD["DATABASE_PASSWORD"] not in repr(database)
+    assert database.password == GOOD["DATABASE_PASSWORD"]
+
+
+def test_ipv6_host() -> None:
+    database, _ = settings.read(GOOD | {"DATABASE_HOST": "fd00::12"})
+    assert urlsplit(database.uri()).hostname == "fd00::12"
+
+
+def test_every_missing_variable_is_named_at_once() -> None:
+    with pytest.raises(settings.SettingsError) as error:
+        settings.read({"DATABASE_NAME": ""})
+    named = [problem.split()[0] for problem in error.value.problems]
+    assert named == [
+        "DATABASE_HOST",
+        "DATABASE_NAME",
+        "DATABASE_USER",
+        "DATABASE_PASSWORD",
+        "ARTIFACTS_DESTINATION",
+    ]
+
+
+def test_migrate_needs_the_database_only() -> None:
+    database = settings.read_database(GOOD | {"ARTIFACTS_DESTINATION": "", "WORKERS": "many"})
+    assert database.host == "db.internal"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("DATABASE_HOST", "db.internal:5432", "host name alone"),
+        ("DATABASE_HOST", "postgresql://db", "host name alone"),
+        ("DATABASE_PORT", "0", "from 1 to 65535"),
+        ("DATABASE_PORT", "5432.0", "from 1 to 65535"),
+        ("DATABASE_SSLMODE", "on", "give one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("ARTIFACTS_DESTINATION", "artifacts", "s3://bucket"),
+        ("ARTIFACTS_DESTINATION", "s3://Bucket", "s3://bucket"),
+        ("ARTIFACTS_DESTINATION", "s3://bucket?region=x", "s3://bucket"),
+        ("MLFLOW_HOST", "http://0.0.0.0", "address to listen on"),
+        ("MLFLOW_PORT", "70000", "from 1 to 65535"),
+        ("WORKERS", "0", "from 1 to 32"),
+        ("WORKERS", "-1", "from 1 to 32"),
+        ("WORKERS", "two", "from 1 to 32"),
+        ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "true", "no job runner"),
+        ("MLFLOW_SERVER_ALLOWED_HOSTS", "a.example.com,https://b.example.com", "host names alone"),
+        ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "mlflow.example.com", "https://mlflow.example.com"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_mend(name: str, value: str, mend: str) -> None:
+    [problem] = problems(**{name: value})
+    assert problem.startswith(name)
+    assert value.split(",")[-1] in problem
+    assert mend in problem
+
+
+@pytest.mark.parametrize("name", settings.NOT_READ)
+def test_a_variable_that_would_be_ignored_is_refused(name: str) -> None:
+    [problem] = problems(**{name: "anything"})
+    assert problem.startswith(f"{name} is set, but")
+
+
+def test_a_verified_connection_needs_an_authority(tmp_path: Path) -> None:
+    [problem] = problems(DATABASE_SSLMODE="verify-full")
+    assert problem.startswith("PGSSLROOTCERT")
+    authority = tmp_path / "authority.pem"
+    authority.touch()
+    settings.read(GOOD | {"DATABASE_SSLMODE": "verify-full", "PGSSLROOTCERT": str(authority)})
+
+
+def test_the_password_is_in_no_message() -> None:
+    told = "\n".join(problems(DATABASE_HOST="no good", WORKERS="none", DATABASE_USER=""))
+    assert GOOD["DATABASE_PASSWORD"] not in told
+
+
+def test_hosts_are_lower_case_and_their_pages_may_write() -> None:
+    _, server = settings.read(
+        GOOD | {"MLFLOW_SERVER_ALLOWED_HOSTS": "Mlflow-1X.elb.amazonaws.com, localhost:8080"}
+    )
+    assert server.allowed_hosts == ("mlflow-1x.elb.amazonaws.com", "localhost:8080")
+    assert server.allowed_origins == (
+        "https://mlflow-1x.elb.amazonaws.com",
+        "http://mlflow-1x.elb.amazonaws.com",
+        "https://localhost:8080",
+        "http://localhost:8080",
+    )
+
+
+def test_a_host_pattern_admits_no_foreign_page() -> None:
+    _, server = settings.read(GOOD | {"MLFLOW_SERVER_ALLOWED_HOSTS": "*.example.com,*"})
+    assert server.allowed_origins == ()
+
+
+def test_given_origins_win() -> None:
+    _, server = settings.read(
+        GOOD
+        | {
+            "MLFLOW_SERVER_ALLOWED_HOSTS": "mlflow.example.com",
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "https://mlflow.example.com",
+        }
+    )
+    assert server.allowed_origins == ("https://mlflow.example.com",)
