@@ -1,0 +1,60 @@
+"""The server is there, is the version that was released, and serves its user interface."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from smoke_tests.conftest import Get
+
+CONTENT_TYPES = {
+    "script": ("text/javascript", "application/javascript"),
+    "stylesheet": ("text/css",),
+}
+
+
+class _Page(HTMLParser):
+    """Collects the scripts and stylesheets that a page refers to, as (kind, path relative to the page)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assets: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag == "script" and (source := attributes.get("src")):
+            self.assets.append(("script", source))
+        if tag == "link" and attributes.get("rel") == "stylesheet" and (target := attributes.get("href")):
+            self.assets.append(("stylesheet", target))
+
+
+def test_health_says_ok(get: Get) -> None:
+    assert get("/health").text == "OK"
+
+
+def test_version_is_the_images(get: Get, pinned_version: str) -> None:
+    response = get("/version")
+    assert response.status_code == 200
+    assert response.text == pinned_version, (
+        f"the server runs MLflow {response.text}, this release pins {pinned_version} in"
+        " mlflow_image/requirements.lock: its tasks were not replaced, or the URL is another server's"
+    )
+
+
+def test_ui_loads_with_all_its_assets(get: Get) -> None:
+    page = get("/")
+    assert page.status_code == 200
+    assert page.headers["Content-Type"].startswith("text/html")
+    parser = _Page()
+    parser.feed(page.text)
+    assert {kind for kind, _ in parser.assets} == set(CONTENT_TYPES), (
+        "the page lacks a script or a stylesheet"
+    )
+    for kind, path in parser.assets:
+        asset = get("/" + path.removeprefix("./").lstrip("/"))
+        what = f"{kind} {path} of the page"
+        assert asset.status_code == 200, f"{what} answered {asset.status_code}"
+        assert asset.headers["Content-Type"].startswith(CONTENT_TYPES[kind]), (
+            f"{what} has the wrong content type"
+        )
+        assert asset.content, f"{what} is empty"
+        assert not asset.content.lstrip().startswith(b"<"), f"{what} is a page instead"

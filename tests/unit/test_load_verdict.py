@@ -1,0 +1,231 @@
+"""The load check's arithmetic: settings, figures, verdict, reports. No server, no clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from load_tests import reports
+from load_tests.api import Api
+from load_tests.ledger import history_holds
+from load_tests.place import Place
+from load_tests.settings import LoadSettings, SettingsError
+from load_tests.verdict import Kind, Sample, Verdict, judge, measure, percentile
+
+ENVIRONMENT = {
+    "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000/",
+    "LOAD_USERS": "4",
+    "LOAD_SPAWN_RATE": "2",
+    "LOAD_SECONDS": "20",
+    "LOAD_MAX_ERROR_RATE": "0.01",
+    "LOAD_MAX_READ_P95_MS": "400",
+    "LOAD_MAX_WRITE_P95_MS": "500",
+    "LOAD_MIN_RPS": "9",
+}
+SETTINGS = LoadSettings.from_environment(ENVIRONMENT)
+MIX: dict[str, Kind] = {"get run": "read", "search runs": "read", "log metric": "write"}
+FINE = (
+    [Sample("get run", 10.0)] * 60 + [Sample("search runs", 300.0)] * 20 + [Sample("log metric", 20.0)] * 20
+)
+
+
+def verdict(
+    samples: list[Sample], settings: LoadSettings = SETTINGS, problems: Mapping[str, list[str]] | None = None
+) -> Verdict:
+    return judge(measure(samples, 10.0, MIX), settings, problems or {})
+
+
+def test_a_load_within_its_thresholds_passes() -> None:
+    assert str(verdict(FINE)).startswith("PASS: error rate 0.00% <= ")
+    assert verdict(FINE).passed
+
+
+def test_figures() -> None:
+    figures = measure(
+        [*FINE, Sample("get run", 10.0, "HTTP 503"), Sample("get run", 10.0, "HTTP 503")], 10.0, MIX
+    )
+    assert (figures.requests, figures.failures, figures.rps) == (102, 2, 10.0)
+    assert figures.error_rate == pytest.approx(2 / 102)
+    assert (figures.read_p95_ms, figures.write_p95_ms) == (300.0, 20.0)
+    assert figures.errors == {"get run: HTTP 503": 2}
+    assert figures.operations["get run"].failures == 2
+    assert figures.operations["search runs"].requests == 20
+
+
+@pytest.mark.parametrize(
+    ("samples", "sentence"),
+    [
+        ([*FINE, *[Sample("log metric", 812.4)] * 2], "write p95 812 ms > 500 ms"),
+        ([*FINE, *[Sample("search runs", 450.0)] * 6], "read p95 450 ms > 400 ms"),
+        ([*FINE, *[Sample("get run", 1.0, "HTTP 500")] * 2], "error rate 1.96% > 1.00%"),
+        (FINE[::2] + FINE[:35], "throughput 8.5 requests/s < 9 requests/s"),
+        ([s for s in FINE * 3 if s.operation != "search runs"], "never exercised: search runs"),
+    ],
+)
+def test_each_threshold_stops_alone_and_names_its_number(samples: list[Sample], sentence: str) -> None:
+    result = verdict(samples)
+    assert not result.passed
+    assert str(result).startswith(f"FAIL: {sentence}")
+    assert [check.passed for check in result.checks].count(False) == 1
+
+
+def test_all_failed_numbers_are_named_at_once() -> None:
+    text = str(verdict([Sample("log metric", 900.0, "timed out")] * 10))
+    for part in (
+        "never exercised: get run, search runs",
+        "error rate 100.00%",
+        "write p95 900 ms",
+        "throughput 0.0",
+    ):
+        assert part in text
+
+
+def test_a_value_at_its_threshold_passes() -> None:
+    settings = replace(
+        SETTINGS, max_read_p95_ms=300.0, max_write_p95_ms=20.0, min_rps=10.0, max_error_rate=0.0
+    )
+    assert verdict(FINE, settings).passed
+
+
+def test_no_request_at_all_fails() -> None:
+    lax = replace(SETTINGS, min_rps=0.0, max_error_rate=1.0)
+    result = verdict([], lax)
+    assert not result.passed
+    assert "no request was made" in str(result)
+    assert not judge(measure([], 0.0, {}), lax, {}).passed
+
+
+def test_nothing_checked_is_not_a_pass() -> None:
+    assert not Verdict([]).passed
+    assert str(Verdict([])) == "FAIL: nothing was checked"
+
+
+def test_timeouts_count_as_slow_and_as_failed() -> None:
+    figures = measure([*FINE, *[Sample("log metric", 10_000.0, "timed out")] * 2], 10.0, MIX)
+    assert figures.write_p95_ms == 10_000.0
+    assert figures.failures == 2
+
+
+def test_refusing_quickly_is_not_throughput() -> None:
+    assert measure([Sample("get run", 1.0, "HTTP 503")] * 1000, 10.0, MIX).rps == 0.0
+
+
+@pytest.mark.parametrize("problem", ["wrong answers", "acknowledged but lost", "left behind", "cut short"])
+def test_any_problem_stops(problem: str) -> None:
+    result = verdict(FINE, problems={problem: ["run 1: param a is None", "b", "c", "d", "e"], "other": []})
+    assert str(result) == f"FAIL: {problem}: run 1: param a is None, b, c and 2 more"
+
+
+def test_a_sample_outside_the_mix_is_refused() -> None:
+    with pytest.raises(ValueError, match="delete everything"):
+        measure([Sample("delete everything", 1.0)], 10.0, MIX)
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([], 0.95, None),
+        ([7.0], 0.95, 7.0),
+        ([float(n) for n in range(1, 101)], 0.95, 95.0),
+        ([float(n) for n in range(20, 0, -1)], 0.95, 19.0),
+        ([1.0, 2.0], 0.5, 1.0),
+    ],
+)
+def test_percentile_is_the_nearest_rank(values: list[float], share: float, expected: float | None) -> None:
+    assert percentile(values, share) == expected
+
+
+def test_what_cannot_be_removed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("load_tests.place.time.sleep", waited.append)
+    place = Place("load-check-1", experiment_id="57", artifacts="57", models=["load-check-1-0"])
+    left = place.remove(Api("http://127.0.0.1:9", None))
+    for what, sentence in zip(
+        ("registered model load-check-1-0", "traces", "artifact", "experiment"), left, strict=True
+    ):
+        assert sentence.startswith(what)
+        assert "remove it by hand" in sentence
+    assert sum(waited) < 10
+
+
+def test_history_must_hold_every_acknowledged_value() -> None:
+    history: list[dict[str, Any]] = [{"step": "1", "value": 0.5}, {"step": 2, "value": 0.25}, {"value": 1.0}]
+    assert history_holds(history, {0: 1.0, 1: 0.5})
+    assert not history_holds(history, {1: 0.5, 3: 0.5})
+    assert not history_holds(history, {1: 0.5, 2: 0.5})
+
+
+def test_settings_as_the_environment_has_them() -> None:
+    assert SETTINGS.url == "http://127.0.0.1:5000"
+    assert SETTINGS.token is None
+    assert (SETTINGS.users, SETTINGS.spawn_rate, SETTINGS.seconds) == (4, 2.0, 20.0)
+    assert LoadSettings.from_environment({**ENVIRONMENT, "MLFLOW_TRACKING_TOKEN": "t"}).token == "t"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("MLFLOW_TRACKING_URI", "", "MLFLOW_TRACKING_URI is not set: set it to the environment's URL"),
+        (
+            "MLFLOW_TRACKING_URI",
+            "sqlite:///a.db",
+            "MLFLOW_TRACKING_URI=sqlite:///a.db is not an http or https URL",
+        ),
+        ("MLFLOW_TRACKING_URI", "http://", "is not an http or https URL"),
+        ("LOAD_USERS", " ", "LOAD_USERS is not set: set it to how many users"),
+        ("LOAD_USERS", "0", "LOAD_USERS=0 is not a whole number from 1 to 500"),
+        ("LOAD_USERS", "2.5", "LOAD_USERS=2.5 is not a whole number"),
+        ("LOAD_SPAWN_RATE", "fast", "LOAD_SPAWN_RATE=fast is not a number from 0.1 to 100"),
+        ("LOAD_SPAWN_RATE", "0.1", "LOAD_USERS=4 at LOAD_SPAWN_RATE=0.1 are not all there before half"),
+        ("LOAD_SECONDS", "nan", "LOAD_SECONDS=nan is not a number from 5 to 3600"),
+        ("LOAD_SECONDS", "inf", "LOAD_SECONDS=inf is not a number"),
+        ("LOAD_MAX_ERROR_RATE", "5", "LOAD_MAX_ERROR_RATE=5 is not a number from 0 to 1"),
+        ("LOAD_MAX_READ_P95_MS", "0", "LOAD_MAX_READ_P95_MS=0 is not a number"),
+        ("LOAD_MAX_WRITE_P95_MS", "-1", "LOAD_MAX_WRITE_P95_MS=-1 is not a number"),
+        ("LOAD_MIN_RPS", "-0.5", "LOAD_MIN_RPS=-0.5 is not a number"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(name: str, value: str, part: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        LoadSettings.from_environment({**ENVIRONMENT, name: value})
+    assert part in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    with pytest.raises(SettingsError) as refused:
+        LoadSettings.from_environment({})
+    assert [line.split()[0] for line in str(refused.value).splitlines()] == list(ENVIRONMENT)
+
+
+def test_reports_say_what_the_verdict_says(tmp_path: Path) -> None:
+    samples = [*FINE, *[Sample("log metric", 812.0, "HTTP 500: \x00<oops>")] * 2]
+    figures = measure(samples, 10.0, MIX)
+    result = judge(figures, SETTINGS, {"left behind": []})
+    reports.write(tmp_path, figures, result, "<html>")
+
+    content = json.loads((tmp_path / "load.json").read_text())
+    assert content["verdict"] == "FAIL"
+    assert (content["requests"], content["failures"], content["rps"]) == (102, 2, 10.0)
+    assert (content["read_p95_ms"], content["write_p95_ms"]) == (300.0, 812.0)
+    assert content["operations"]["log metric"]["kind"] == "write"
+
+    suite = ElementTree.parse(tmp_path / "load.xml").getroot()
+    cases = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
+    assert set(cases) == {check.name for check in result.checks}
+    failed = {name for name, failure in cases.items() if failure is not None}
+    assert failed == {"error rate", "write p95"}
+    assert suite.get("failures") == "2"
+
+    table = reports.table(figures, result)
+    assert table.splitlines()[-1] == str(result)
+    assert "2 x log metric: HTTP 500" in table
+
+    reports.remove_old(tmp_path)
+    assert not list(tmp_path.iterdir())
