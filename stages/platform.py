@@ -1,0 +1,54 @@
+"""One environment: its stacks, in the order in which they are deployed.
+
+A stack is handed the constructs of the stacks before it. Between stacks such a reference is weak (`cdk.json`,
+`defaultCrossStackReferences`): it reads the other stack's output when it is deployed and does not lock it, so that a
+database can be replaced while the service still points to the old one (exports would deadlock: aws-cdk #10172).
+"""
+
+from __future__ import annotations
+
+from aws_cdk import Environment as AwsEnvironment
+from aws_cdk import Stage, Tags
+from constructs import Construct
+
+from stages.data import DataStack
+from stages.gates import GatesStack
+from stages.network import NetworkStack
+from stages.settings import Settings
+from stages.tracking import TrackingStack
+
+
+class PlatformStage(Stage):
+    """The platform in the account of one environment: the same stacks everywhere, sized by the settings."""
+
+    def __init__(self, scope: Construct, construct_id: str, *, settings: Settings, environment: str) -> None:
+        own = dict(settings.environments.items())[environment]
+        super().__init__(scope, construct_id, env=AwsEnvironment(account=own.account, region=own.region))
+        prefix = f"{settings.name}-{environment}"
+
+        network = NetworkStack(self, "Network", stack_name=f"{prefix}-network", settings=own)
+        data = DataStack(
+            self, "Data", stack_name=f"{prefix}-data", prefix=prefix, settings=own, vpc=network.vpc
+        )
+        tracking = TrackingStack(
+            self,
+            "Tracking",
+            stack_name=f"{prefix}-tracking",
+            prefix=prefix,
+            settings=own,
+            vpc=network.vpc,
+            data=data,
+        )
+        GatesStack(
+            self,
+            "Gates",
+            stack_name=f"{prefix}-gates",
+            prefix=prefix,
+            settings=settings,
+            environment=own,
+            network=network,
+            tracking=tracking,
+        )
+
+        Tags.of(self).add("platform", settings.name)
+        Tags.of(self).add("environment", environment)

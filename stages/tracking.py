@@ -1,0 +1,281 @@
+"""The tracking service: MLflow on Fargate behind an application load balancer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aws_cdk import Aws, CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecr_assets as ecr_assets
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_elasticloadbalancingv2 as elb
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_secretsmanager as secretsmanager
+from constructs import Construct
+
+from stages.access_logs import access_log_bucket
+from stages.data import DATABASE_NAME, DATABASE_PORT, DataStack
+from stages.findings import acknowledge
+from stages.monitoring import service_alarms
+from stages.settings import Environment
+
+IMAGE_DIRECTORY = Path(__file__).resolve().parent.parent / "mlflow_image"
+PORT = 5000
+
+BALANCER_IDLE_TIMEOUT = Duration.seconds(60)
+"""The image keeps idle connections open for longer (75 s), so the balancer never writes into a closed one."""
+
+DEREGISTRATION_DELAY = Duration.seconds(60)
+"""How long requests in flight may go on when a task leaves: an artifact of 1 GB at 20 MB/s."""
+
+STOP_TIMEOUT = Duration.seconds(40)
+"""Between SIGTERM and SIGKILL; the image's own bound for requests still in flight is 25 s."""
+
+STARTUP_GRACE = Duration.seconds(120)
+"""Health checks do not count before this: the first start on an empty database creates the schema (12 s of CPU)."""
+
+REQUESTS_PER_TASK = 1200
+"""Requests per minute and task at which scaling adds a task: 20 a second, a cautious start; CPU scales beside it."""
+
+
+class TrackingStack(Stack):
+    """The service, its load balancer and its alarms. Everything here can be made anew; nothing here holds data."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        prefix: str,
+        settings: Environment,
+        vpc: ec2.IVpc,
+        data: DataStack,
+        **stack: Any,
+    ) -> None:
+        super().__init__(scope, construct_id, **stack)
+        self._prefix = prefix
+        self._settings = settings
+        self._vpc = vpc
+        self._data = data
+
+        self.balancer = self._load_balancer()
+        # A certificate is issued for a name of its owner's, never for a load balancer's own.
+        own_name = self.balancer.load_balancer_dns_name
+        self.url = f"https://{settings.host_name}" if settings.host_name else f"http://{own_name}"
+        service = self._service()
+        self._connect(service)
+        targets = self._listen(service)
+        self._scale(service, targets)
+        service_alarms(self, prefix, service, self.balancer, targets)
+        CfnOutput(self, "Url", value=self.url, description="Point MLFLOW_TRACKING_URI here")
+        if settings.host_name:
+            CfnOutput(
+                self, "BalancerName", value=own_name, description="Point a DNS record of host_name here"
+            )
+
+    def _load_balancer(self) -> elb.ApplicationLoadBalancer:
+        public = self._settings.exposure == "internet-facing"
+        group = ec2.SecurityGroup(
+            self, "BalancerGroup", vpc=self._vpc, description="MLflow load balancer", allow_all_outbound=False
+        )
+        balancer = elb.ApplicationLoadBalancer(
+            self,
+            "LoadBalancer",
+            load_balancer_name=self._prefix,
+            vpc=self._vpc,
+            vpc_subnets=ec2.SubnetSelection(
+                subnet_type=ec2.SubnetType.PUBLIC if public else ec2.SubnetType.PRIVATE_WITH_EGRESS
+            ),
+            internet_facing=public,
+            security_group=group,
+            idle_timeout=BALANCER_IDLE_TIMEOUT,
+            drop_invalid_header_fields=True,
+            deletion_protection=self._settings.database.deletion_protection,
+        )
+        balancer.log_access_logs(access_log_bucket(self, "BalancerLogs"))
+        return balancer
+
+    def _service(self) -> ecs.FargateService:
+        settings = self._settings
+        cluster = ecs.Cluster(
+            self,
+            "Cluster",
+            cluster_name=self._prefix,
+            vpc=self._vpc,
+            container_insights_v2=ecs.ContainerInsights.ENABLED,
+        )
+        task = ecs.FargateTaskDefinition(
+            self,
+            "Task",
+            family=self._prefix,
+            cpu=settings.cpu,
+            memory_limit_mib=settings.memory,
+            task_role=self._task_role(),
+        )
+        task.add_volume(name="tmp")
+        database = self._data.database
+        assert database.secret is not None
+        # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
+        # other stack's key, and each stack would wait for the other.
+        secret = secretsmanager.Secret.from_secret_complete_arn(
+            self, "DatabaseSecret", database.secret.secret_arn
+        )
+        container = task.add_container(
+            "mlflow",
+            image=ecs.ContainerImage.from_docker_image_asset(
+                ecr_assets.DockerImageAsset(
+                    self,
+                    "Image",
+                    display_name="MLflow server",
+                    directory=str(IMAGE_DIRECTORY),
+                    platform=ecr_assets.Platform.LINUX_AMD64,
+                )
+            ),
+            port_mappings=[ecs.PortMapping(container_port=PORT)],
+            environment={
+                "ARTIFACTS_DESTINATION": f"s3://{self._data.bucket.bucket_name}",
+                "DATABASE_HOST": database.db_instance_endpoint_address,
+                "DATABASE_NAME": DATABASE_NAME,
+                "DATABASE_PORT": database.db_instance_endpoint_port,
+                "DATABASE_SECRET_ARN": secret.secret_arn,
+                "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
+                "WORKERS": str(settings.workers),
+            },
+            secrets={
+                "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
+                "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+            },
+            logging=ecs.LogDriver.aws_logs(
+                stream_prefix="server",
+                log_group=logs.LogGroup(
+                    self,
+                    "Logs",
+                    log_group_name=f"/{self._prefix}/tracking",
+                    retention=logs.RetentionDays.THREE_MONTHS,
+                    removal_policy=RemovalPolicy.DESTROY,
+                ),
+            ),
+            readonly_root_filesystem=True,
+            stop_timeout=STOP_TIMEOUT,
+        )
+        container.add_mount_points(
+            ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False)
+        )
+        acknowledge(
+            task,
+            "The environment holds names and addresses only; user and password come from Secrets Manager.",
+            "ECS2",
+        )
+        assert task.execution_role is not None
+        read_key = iam.PolicyStatement(
+            actions=["kms:Decrypt"],
+            resources=[self._data.database_key.key_arn],
+            conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
+        )
+        task.add_to_execution_role_policy(read_key)
+        # The server reads the password again when RDS has rotated it.
+        task.add_to_task_role_policy(
+            iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[secret.secret_arn])
+        )
+        task.add_to_task_role_policy(read_key)
+        acknowledge(
+            task.execution_role,
+            "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
+            "IAM5[Resource::*]",
+        )
+        return ecs.FargateService(
+            self,
+            "Service",
+            service_name=self._prefix,
+            cluster=cluster,
+            task_definition=task,
+            desired_count=settings.tasks,
+            min_healthy_percent=100,
+            max_healthy_percent=200,
+            circuit_breaker=ecs.DeploymentCircuitBreaker(enable=True, rollback=True),
+            health_check_grace_period=STARTUP_GRACE,
+            vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS),
+            security_groups=[
+                ec2.SecurityGroup(
+                    self,
+                    "ServiceGroup",
+                    vpc=self._vpc,
+                    description="MLflow tasks",
+                    allow_all_outbound=False,
+                )
+            ],
+            propagate_tags=ecs.PropagatedTagSource.SERVICE,
+        )
+
+    def _task_role(self) -> iam.Role:
+        return iam.Role(
+            self,
+            "TaskRole",
+            description="MLflow tasks: artifacts in their own bucket, their own database password",
+            assumed_by=iam.ServicePrincipal(
+                "ecs-tasks.amazonaws.com",
+                conditions={"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}},
+            ),
+            managed_policies=[self._data.artifacts_policy],
+        )
+
+    def _connect(self, service: ecs.FargateService) -> None:
+        service.connections.allow_to(
+            self._data.database, ec2.Port.tcp(DATABASE_PORT), "MLflow tasks to their database"
+        )
+        service.connections.allow_to(
+            ec2.Peer.any_ipv4(), ec2.Port.HTTPS, "AWS APIs: S3, Secrets Manager, ECR, CloudWatch Logs"
+        )
+
+    def _listen(self, service: ecs.FargateService) -> elb.ApplicationTargetGroup:
+        targets = elb.ApplicationTargetGroup(
+            self,
+            "Targets",
+            target_group_name=self._prefix,
+            vpc=self._vpc,
+            port=PORT,
+            protocol=elb.ApplicationProtocol.HTTP,
+            targets=[service],
+            deregistration_delay=DEREGISTRATION_DELAY,
+            health_check=elb.HealthCheck(
+                path="/health",
+                healthy_http_codes="200",
+                interval=Duration.seconds(10),
+                timeout=Duration.seconds(5),
+                healthy_threshold_count=2,
+                unhealthy_threshold_count=3,
+            ),
+        )
+        certificate = self._settings.certificate_arn
+        if certificate:
+            self.balancer.add_listener(
+                "Https",
+                port=443,
+                certificates=[elb.ListenerCertificate.from_arn(certificate)],
+                ssl_policy=elb.SslPolicy.TLS13_RES,
+                default_action=elb.ListenerAction.forward([targets]),
+                open=False,
+            )
+        else:
+            self.balancer.add_listener(
+                "Http",
+                port=80,
+                protocol=elb.ApplicationProtocol.HTTP,
+                default_action=elb.ListenerAction.forward([targets]),
+                open=False,
+            )
+        for cidr in self._settings.ingress_cidrs:
+            port = ec2.Port.HTTPS if certificate else ec2.Port.HTTP
+            self.balancer.connections.allow_from(ec2.Peer.ipv4(cidr), port, "Named in ingress_cidrs")
+        return targets
+
+    def _scale(self, service: ecs.FargateService, targets: elb.ApplicationTargetGroup) -> None:
+        scaling = service.auto_scale_task_count(
+            min_capacity=self._settings.tasks, max_capacity=self._settings.max_tasks
+        )
+        scaling.scale_on_cpu_utilization("Cpu", target_utilization_percent=60)
+        scaling.scale_on_request_count(
+            "Requests", requests_per_target=REQUESTS_PER_TASK, target_group=targets
+        )

@@ -1,0 +1,112 @@
+"""The gates of every environment: inside its network, started by the pipeline alone, with little power."""
+
+from __future__ import annotations
+
+import yaml
+
+from stages.settings import Settings
+
+from .assembly import ROOT, Json, Platform
+
+
+def gates(platform: Platform) -> dict[str, Json]:
+    """The gates' projects by name."""
+    return {
+        project.properties["Name"].removeprefix(f"{platform.prefix}-"): project.properties
+        for project in platform.all("AWS::CodeBuild::Project")
+    }
+
+
+def variables(project: Json) -> dict[str, str]:
+    return {v["Name"]: v["Value"] for v in project["Environment"]["EnvironmentVariables"]}
+
+
+def test_smoke_everywhere_and_load_where_there_are_thresholds(platform: Platform) -> None:
+    expected = {"smoke", "load"} if platform.settings.load else {"smoke"}
+    assert gates(platform).keys() == expected
+
+
+def test_gates_are_inside_the_network(platform: Platform) -> None:
+    for project in gates(platform).values():
+        assert project["VpcConfig"]["VpcId"] == "<network/Vpc>"
+        assert project["VpcConfig"]["SecurityGroupIds"] == ["<gates/GateGroup.GroupId>"]
+        assert all("/Vpc/privateSubnet" in subnet for subnet in project["VpcConfig"]["Subnets"])
+
+
+def test_gates_test_their_own_environment(platform: Platform) -> None:
+    name = platform.settings.host_name
+    for project in gates(platform).values():
+        url = variables(project)["MLFLOW_TRACKING_URI"]
+        assert url == (f"https://{name}" if name else "http://<tracking/LoadBalancer.DNSName>")
+
+
+def test_gates_of_a_platform_with_a_certificate_use_the_certificate_s_name(public_platform: Platform) -> None:
+    for project in gates(public_platform).values():
+        assert variables(project)["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com"
+
+
+def test_gates_run_the_release_s_own_buildspecs(platform: Platform) -> None:
+    for gate, project in gates(platform).items():
+        assert project["Source"] == {"Type": "CODEPIPELINE", "BuildSpec": f"{gate}_tests/buildspec.yml"}
+        spec = yaml.safe_load((ROOT / project["Source"]["BuildSpec"]).read_text(encoding="utf-8"))
+        (report,) = spec["reports"].values()
+        assert report["file-format"] == "JUNITXML"
+
+
+def test_gates_are_not_privileged(platform: Platform) -> None:
+    for project in gates(platform).values():
+        assert project["Environment"]["PrivilegedMode"] is False
+
+
+def test_thresholds_are_the_settings(platform: Platform) -> None:
+    load = platform.settings.load
+    if load is None:
+        assert "load" not in gates(platform)
+        return
+    given = {k: float(v) for k, v in variables(gates(platform)["load"]).items() if k.startswith("LOAD_")}
+    assert given == {f"LOAD_{name.upper()}": float(value) for name, value in load.model_dump().items()}
+
+
+def test_the_demo_is_part_of_smoke_where_the_settings_say_so(platform: Platform) -> None:
+    assert variables(gates(platform)["smoke"])["SMOKE_DEMO"] == str(platform.settings.smoke_demo).lower()
+
+
+def test_only_the_pipeline_may_start_gates(platform: Platform, settings: Settings) -> None:
+    starter = platform.at("gates/Starter").properties
+    tooling = f"arn:aws:iam::{settings.tooling.account}"
+    (statement,) = starter["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Principal"] == {"AWS": f"{tooling}:root"}
+    assert statement["Condition"] == {
+        "ArnEquals": {"aws:PrincipalArn": f"{tooling}:role/{settings.name}-pipeline"}
+    }
+
+
+def test_the_starter_may_start_gates_and_no_more(platform: Platform) -> None:
+    allowed = platform.permissions("gates/Starter")
+    assert {action for action, _, _ in allowed} == {
+        "codebuild:BatchGetBuilds",
+        "codebuild:StartBuild",
+        "codebuild:StopBuild",
+    }
+    assert {resource for _, resource, _ in allowed} == {
+        f"<gates/{gate.title()}Project.Arn>" for gate in gates(platform)
+    }
+
+
+def test_a_gate_reads_the_source_and_nothing_of_the_environment(
+    platform: Platform, settings: Settings
+) -> None:
+    """It meets MLflow as any client does: not its bucket, its database's secret or its keys."""
+    tooling = settings.tooling
+    source = f"arn:aws:s3:::{settings.name}-pipeline-{tooling.account}-{tooling.region}/*"
+    key = f"arn:aws:kms:{tooling.region}:{tooling.account}:key/*"
+    by_s3 = {"StringEquals": {"kms:ViaService": f"s3.{tooling.region}.amazonaws.com"}}
+    for gate in gates(platform):
+        allowed = platform.permissions(f"gates/{gate.title()}Role")
+        data = [(a, r) for a, r, _ in allowed if a.startswith(("s3:", "secretsmanager:", "rds", "dynamodb:"))]
+        assert sorted(data) == [("s3:GetObject", source), ("s3:GetObjectVersion", source)]
+        elsewhere = [p for p in allowed if p[0].startswith("kms:") and p[1] != "<gates/Key.Arn>"]
+        assert elsewhere == [("kms:Decrypt", key, by_s3)]
+        for action, resource, _ in allowed:
+            assert not resource.startswith(("<data/", "<tracking/")), f"{action} on {resource}"
+            assert resource != "*" or action.startswith("ec2:"), f"{action} on everything"

@@ -1,0 +1,412 @@
+"""platform.toml: what is refused, and in which words. Each refusal is one sentence: key, value, mend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.settings import FARGATE_SIZES, Settings, SettingsError, load_settings
+
+from .assembly import copy_of_the_app
+
+ENVIRONMENT = """
+[environments.{name}]
+account = "{account}"
+region = "eu-west-1"
+cidr = "{cidr}"
+availability_zones = 2
+nat_gateways = 1
+exposure = "internal"
+ingress_cidrs = []
+tasks = 2
+max_tasks = 4
+cpu = 1024
+memory = 2048
+workers = 1
+smoke_demo = true
+database = {{ instance_class = "m7g.large", storage_gib = 50, multi_az = true, backup_days = 7, deletion_protection = true }}
+"""
+LOAD = (
+    "load = { users = 8, spawn_rate = 4, seconds = 30, max_error_rate = 0.0, max_read_p95_ms = 1500,"
+    " max_write_p95_ms = 1500, min_rps = 5.0 }\n"
+)
+GOOD = (
+    """
+name = "mlflow"
+[source]
+repository = "example-org/mlflow-platform"
+branch = "main"
+connection_arn = "arn:aws:codeconnections:eu-west-1:111111111111:connection/00000000-0000-4000-8000-000000000000"
+[tooling]
+account = "111111111111"
+region = "eu-west-1"
+"""
+    + ENVIRONMENT.format(name="dev", account="222222222222", cidr="10.10.0.0/16")
+    + LOAD
+    + ENVIRONMENT.format(name="staging", account="333333333333", cidr="10.20.0.0/16")
+    + LOAD
+    + ENVIRONMENT.format(name="prod", account="444444444444", cidr="10.30.0.0/16")
+)
+CERTIFICATE = """certificate_arn = "arn:aws:acm:eu-west-1:222222222222:certificate/c0ffee"
+host_name = "mlflow.example.com"
+"""
+
+
+def load(folder: Path, old: str = "", new: str = "") -> Settings:
+    """GOOD with the first `old` replaced, which is dev's where every environment has it, loaded from a file."""
+    assert old in GOOD, f"this test edits text that is not there: {old}"
+    file = folder / "platform.toml"
+    file.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+    return load_settings(file)
+
+
+def refusal(folder: Path, old: str, new: str) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load(folder, old, new)
+    return str(refused.value)
+
+
+def test_the_file_in_the_repository_loads() -> None:
+    assert [name for name, _ in load_settings().environments.items()] == ["dev", "staging", "prod"]
+
+
+def test_good_settings_load(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings.environments.dev.load is not None
+    assert settings.environments.dev.load.spawn_rate == 4.0
+    assert settings.environments.prod.load is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        # keys
+        ("nat_gateways = 1", "nat_gateway = 1", "environments.dev.nat_gateways: is missing; add it"),
+        (
+            "nat_gateways = 1",
+            "nat_gateway = 1",
+            "environments.dev.nat_gateway = 1: there is no such key; did you mean nat_gateways?",
+        ),
+        ("nat_gateways = 1\n", "", "environments.dev.nat_gateways: is missing; add it"),
+        ('name = "mlflow"\n', "", "name: is missing; add it"),
+        (
+            "tasks = 2\n",
+            "tasks = 2\ntaskz = 3\n",
+            "environments.dev.taskz = 3: there is no such key; did you mean tasks?",
+        ),
+        (
+            "storage_gib = 50",
+            "storage_gib = 50, storage_gb = 1",
+            "environments.dev.database.storage_gb = 1: there is no such key; did you mean storage_gib?",
+        ),
+        (
+            "users = 8",
+            "users = 8, sekonds = 1",
+            "environments.dev.load.sekonds = 1: there is no such key; did you mean seconds?",
+        ),
+        (
+            'branch = "main"',
+            'branch = "main"\nzzz = true',
+            "source.zzz = true: there is no such key; remove it, or use one of repository, branch, connection_arn",
+        ),
+        # what a value is
+        (
+            '"222222222222"',
+            '"2222"',
+            'environments.dev.account = "2222": an AWS account id is a string of exactly 12 digits',
+        ),
+        (
+            '"222222222222"',
+            "222222222222",
+            "environments.dev.account = 222222222222: write it in quotes",
+        ),
+        (
+            'region = "eu-west-1"',
+            'region = "Ireland"',
+            'tooling.region = "Ireland": write a region such as "eu-west-1"',
+        ),
+        (
+            'name = "mlflow"',
+            'name = "ML"',
+            'name = "ML": use 3 to 20 lower case letters, digits and hyphens, a letter first',
+        ),
+        (
+            '"example-org/mlflow-platform"',
+            '"mlflow-platform"',
+            'source.repository = "mlflow-platform": write the repository as "owner/name"',
+        ),
+        ('branch = "main"', 'branch = ""', 'source.branch = "": is empty; give it a value'),
+        (
+            "connection/00000000",
+            "konnection/00000000",
+            'source.connection_arn = "arn:aws:codeconnections:eu-west-1:111111111111:konnection/00000000-0000-4000-8000-'
+            '000000000000": paste the ARN of your connection: arn:aws:codeconnections:REGION:ACCOUNT:connection/ID',
+        ),
+        (
+            'instance_class = "m7g.large"',
+            'instance_class = "db.m7g.large"',
+            'environments.dev.database.instance_class = "db.m7g.large": write an RDS instance class without its "db."'
+            ' prefix, such as "t4g.small"',
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "public"',
+            'environments.dev.exposure = "public": give "internal" or "internet-facing"',
+        ),
+        ("tasks = 2", 'tasks = "2"', 'environments.dev.tasks = "2": write a whole number, without quotes'),
+        ("tasks = 2", "tasks = 2.5", "environments.dev.tasks = 2.5: write a whole number, without quotes"),
+        (
+            "smoke_demo = true",
+            'smoke_demo = "yes"',
+            'environments.dev.smoke_demo = "yes": write true or false, without quotes',
+        ),
+        (
+            "spawn_rate = 4",
+            'spawn_rate = "4"',
+            'environments.dev.load.spawn_rate = "4": write a number, without quotes',
+        ),
+        (
+            "ingress_cidrs = []",
+            'ingress_cidrs = "10.0.0.0/8"',
+            'environments.dev.ingress_cidrs = "10.0.0.0/8": write a list, such as ["10.0.0.0/16"]',
+        ),
+        (
+            LOAD,
+            "load = 3\n",
+            "environments.dev.load = 3: is not a table; write its keys below a heading or in braces",
+        ),
+        # how much of it
+        (
+            "backup_days = 7",
+            "backup_days = 0",
+            "environments.dev.database.backup_days = 0: give a number of days from 1 to 35",
+        ),
+        (
+            "storage_gib = 50",
+            "storage_gib = 5",
+            "environments.dev.database.storage_gib = 5: give a size in GiB from 20 to 65536",
+        ),
+        (
+            "availability_zones = 2",
+            "availability_zones = 1",
+            "environments.dev.availability_zones = 1: give a number of zones from 2 to 3",
+        ),
+        (
+            "workers = 1",
+            "workers = 0",
+            "environments.dev.workers = 0: give a number of server processes per task from 1 to 16",
+        ),
+        (
+            "max_error_rate = 0.0",
+            "max_error_rate = 1.0",
+            "environments.dev.load.max_error_rate = 1.0: give the share of requests that may fail, as a"
+            " fraction from 0 to 0.2",
+        ),
+        (
+            "max_error_rate = 0.0",
+            "max_error_rate = nan",
+            "environments.dev.load.max_error_rate = nan: give the share of requests that may fail, as a"
+            " fraction from 0 to 0.2",
+        ),
+        (
+            "min_rps = 5.0",
+            "min_rps = 0.0",
+            "environments.dev.load.min_rps = 0.0: give requests per second from 0.1 to 100000",
+        ),
+        (
+            "max_read_p95_ms = 1500",
+            "max_read_p95_ms = 0",
+            "environments.dev.load.max_read_p95_ms = 0: give milliseconds from 1 to 60000",
+        ),
+        # networks
+        (
+            '"10.10.0.0/16"',
+            '"10.10.0.1/16"',
+            'environments.dev.cidr = "10.10.0.1/16": write an IPv4 network such as "10.10.0.0/16", from /16 to /20, with'
+            " no host bits set",
+        ),
+        (
+            '"10.10.0.0/16"',
+            '"10.0.0.0/8"',
+            'environments.dev.cidr = "10.0.0.0/8": write an IPv4 network such as "10.10.0.0/16", from /16 to /20, with'
+            " no host bits set",
+        ),
+        (
+            "ingress_cidrs = []",
+            'ingress_cidrs = ["10.0.0.0/8", "office"]',
+            'environments.dev.ingress_cidrs[1] = "office": write an IPv4 network such as "10.10.0.0/16", from /0 to /32,'
+            " with no host bits set",
+        ),
+        (
+            '"10.20.0.0/16"',
+            '"10.10.16.0/20"',
+            'environments.staging.cidr = "10.10.16.0/20": overlaps environments.dev.cidr = "10.10.0.0/16"; give each'
+            " environment a network of its own",
+        ),
+        # values that do not go together
+        (
+            "nat_gateways = 1",
+            "nat_gateways = 3",
+            "environments.dev.nat_gateways = 3: there are only 2 zones; give at most one each",
+        ),
+        (
+            "cpu = 1024",
+            "cpu = 1000",
+            "environments.dev.cpu = 1000: Fargate sells 256, 512, 1024, 2048, 4096, 8192, 16384; take one of these",
+        ),
+        (
+            "memory = 2048",
+            "memory = 3000",
+            "environments.dev.memory = 3000: with cpu = 1024 Fargate sells 2048 to 8192 MiB in steps of 1024; take one of"
+            " these",
+        ),
+        (
+            "cpu = 1024\nmemory = 2048",
+            "cpu = 256\nmemory = 4096",
+            "environments.dev.memory = 4096: with cpu = 256 Fargate sells 512, 1024 or 2048 MiB; take one of these",
+        ),
+        (
+            "max_tasks = 4",
+            "max_tasks = 1",
+            "environments.dev.max_tasks = 1: must not be less than tasks = 2; raise it",
+        ),
+        (
+            "spawn_rate = 4, seconds = 30",
+            "spawn_rate = 0.5, seconds = 30",
+            "environments.dev.load: 8 users at 0.5 per second are not all there before half of the 30 seconds are over:"
+            " raise spawn_rate or seconds",
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "internet-facing"',
+            'environments.dev.exposure = "internet-facing": plain HTTP is not put on the internet; add certificate_arn',
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internet-facing"\n{CERTIFICATE}',
+            "environments.dev.ingress_cidrs = []: an internet-facing load balancer without clients is of no use; name the"
+            " networks that may reach it",
+        ),
+        (
+            'exposure = "internal"\ningress_cidrs = []',
+            f'exposure = "internet-facing"\n{CERTIFICATE}ingress_cidrs = ["198.51.100.0/24", "0.0.0.0/0"]',
+            'environments.dev.ingress_cidrs = ["198.51.100.0/24", "0.0.0.0/0"]: nobody has to sign in yet, so everybody'
+            " must not get in; name the networks that may reach the load balancer",
+        ),
+        (
+            "ingress_cidrs = []",
+            'ingress_cidrs = ["0.0.0.0/0"]',
+            'environments.dev.ingress_cidrs = ["0.0.0.0/0"]: nobody has to sign in yet, so everybody must not get in;'
+            " name the networks that may reach the load balancer",
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "internal"\ncertificate_arn = "c0ffee"',
+            'environments.dev.certificate_arn = "c0ffee": paste an ARN of the form'
+            " arn:aws:acm:REGION:ACCOUNT:certificate/ID",
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internal"\n{CERTIFICATE.splitlines()[0]}',
+            "environments.dev.host_name: is missing; add the name that the certificate was issued for",
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internal"\n{CERTIFICATE.splitlines()[1]}',
+            'environments.dev.host_name = "mlflow.example.com": is of use with a certificate for it only; add'
+            " certificate_arn, or remove it",
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "internal"\nhost_name = "https://mlflow"',
+            'environments.dev.host_name = "https://mlflow": write a host name such as "mlflow.example.com", lower case',
+        ),
+        # environments that do not go together
+        (
+            'account = "222222222222"\nregion = "eu-west-1"',
+            'account = "222222222222"\nregion = "eu-north-1"',
+            'environments.dev.region = "eu-north-1": the pipeline does not cross regions; use tooling.region ='
+            ' "eu-west-1"',
+        ),
+        (
+            '"333333333333"',
+            '"222222222222"',
+            'environments.staging.account = "222222222222": is the account and region of environments.dev too; give each'
+            " environment an account or a region of its own",
+        ),
+        (
+            LOAD,
+            "",
+            "environments.dev.load: is missing; the load check gates dev, add its table",
+        ),
+        (
+            ENVIRONMENT.format(name="prod", account="444444444444", cidr="10.30.0.0/16"),
+            ENVIRONMENT.format(name="prod", account="444444444444", cidr="10.30.0.0/16") + LOAD,
+            "environments.prod.load: prod has no load check (staging has prod's sizes); remove it",
+        ),
+    ],
+)
+def test_refusals(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert f"platform.toml: {sentence}" in refusal(tmp_path, old, new).splitlines()
+
+
+def test_every_mistake_has_a_sentence_of_its_own(tmp_path: Path) -> None:
+    sentences = refusal(
+        tmp_path, "workers = 1\nsmoke_demo = true", "workers = 0\nsmoke_demos = true"
+    ).splitlines()
+    assert [sentence.split(": ")[1].split(" = ")[0] for sentence in sentences] == [
+        "environments.dev.workers",
+        "environments.dev.smoke_demo",
+        "environments.dev.smoke_demos",
+    ]
+
+
+def test_every_size_that_fargate_sells_is_accepted(tmp_path: Path) -> None:
+    for cpu, sold in FARGATE_SIZES.items():
+        for memory in (sold[0], sold[-1]):
+            load(tmp_path, "cpu = 1024\nmemory = 2048", f"cpu = {cpu}\nmemory = {memory}")
+        assert f"cpu = {cpu}" in refusal(
+            tmp_path, "cpu = 1024\nmemory = 2048", f"cpu = {cpu}\nmemory = {sold[-1] * 2}"
+        )
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(tmp_path / "platform.toml")
+    sentence = f"{tmp_path / 'platform.toml'}: there is no such file; copy platform.toml from the repository"
+    assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize("content", [b'name = "mlflow', b"name = \xff"])
+def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "platform.toml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"^platform.toml: is not valid TOML: .+; mend that line$"):
+        load_settings(file)
+
+
+def test_the_app_refuses_before_synthesis_with_the_sentence_alone(tmp_path: Path) -> None:
+    app = copy_of_the_app(tmp_path / "app")
+    (app / "platform.toml").write_text(
+        GOOD.replace("backup_days = 7", "backup_days = 99", 1), encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, "pipeline_app.py"],
+        cwd=app,
+        env={
+            **os.environ,
+            "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
+            "CDK_OUTDIR": str(tmp_path / "out"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    sentence = (
+        "platform.toml: environments.dev.database.backup_days = 99: give a number of days from 1 to 35\n"
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (2, sentence, "")
+    assert not (tmp_path / "out").exists()
