@@ -1,0 +1,286 @@
+"""Container images without a container engine: what stands in for `docker` in a rehearsed build.
+
+`cdk-assets` calls a program named docker: login, inspect, build, tag, push. Here `build` reads the last stage of the
+real Dockerfile and makes a folder with what a container would find: the virtual environment from the image's locked
+requirements, with hashes checked, and the files that COPY names. `push` remembers the image under its repository's
+name. A task is then a process with the image's own entrypoint, environment and working directory.
+
+What is not done: RUN instructions of the last stage, its base image, its user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+VIRTUAL_ENVIRONMENT = "/opt/venv"
+REQUIREMENTS = "requirements.lock"
+CARRIED_OUT = ("FROM", "COPY", "ENV", "WORKDIR", "ENTRYPOINT", "CMD")
+WITHOUT_EFFECT = ("ARG", "EXPOSE", "HEALTHCHECK", "LABEL", "RUN", "STOPSIGNAL", "USER", "VOLUME")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as it can be run here; paths are inside the image's own root folder."""
+
+    digest: str
+    root: str
+    command: list[str]
+    environment: dict[str, str]
+    directory: str
+
+
+class ImageStore:
+    """The images of a rehearsal, and the registry names under which they were pushed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def build(self, context: Path, tag: str) -> Image:
+        """Build the Dockerfile of `context`, unless the same content was built before.
+
+        Raises:
+            ValueError: the Dockerfile holds something that cannot be done without a container engine.
+            subprocess.CalledProcessError: the locked requirements could not be installed.
+        """
+        digest = _digest(context)
+        root = self._directory / digest.removeprefix("sha256:")[:16]
+        stage = _last_stage((context / "Dockerfile").read_text(encoding="utf-8"))
+        if not (root / "image.json").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir(parents=True)
+            self._virtual_environment(context / REQUIREMENTS, root)
+            directory = "/"
+            for instruction, argument in stage:
+                if instruction == "WORKDIR":
+                    directory = argument
+                elif instruction == "COPY" and "--from=" not in argument:
+                    _copy(context, root, directory, argument)
+            image = self._describe(digest, root, stage)
+            (root / "image.json").write_text(json.dumps(asdict(image), indent=1), encoding="utf-8")
+        self.tag(f"sha256:{digest.removeprefix('sha256:')}", tag, digest)
+        return self.find(tag)
+
+    def tag(self, _source: str, target: str, digest: str | None = None) -> None:
+        """Give an image another name."""
+        tags = self._tags()
+        tags[target] = digest or tags[_source]
+        self._directory.mkdir(parents=True, exist_ok=True)
+        draft = self._directory / "tags.draft"
+        draft.write_text(json.dumps(tags, indent=1), encoding="utf-8")
+        draft.replace(self._directory / "tags.json")
+
+    def find(self, tag: str) -> Image:
+        """The image of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        tags = self._tags()
+        if tag not in tags:
+            raise KeyError(f"no image {tag} was built or pushed in this rehearsal")
+        root = self._directory / tags[tag].removeprefix("sha256:")[:16]
+        return Image(**json.loads((root / "image.json").read_text(encoding="utf-8")))
+
+    def _tags(self) -> dict[str, str]:
+        file = self._directory / "tags.json"
+        tags: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return tags
+
+    def _virtual_environment(self, lock: Path, root: Path) -> None:
+        """The image's packages, made once for each content of the lock file: a layer, as it were."""
+        layer = self._directory / "layers" / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+        if not (layer / ".complete").exists():
+            shutil.rmtree(layer, ignore_errors=True)
+            python = layer / "bin" / "python"
+            for command in (
+                ["uv", "venv", "--quiet", "--python", sys.executable, str(layer)],
+                ["uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--compile-bytecode",
+                 "--python", str(python), "-r", str(lock)],
+            ):  # fmt: skip
+                subprocess.run(command, check=True)
+            (layer / ".complete").touch()
+        target = root / VIRTUAL_ENVIRONMENT.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(layer.resolve())
+
+    def _describe(self, digest: str, root: Path, stage: list[tuple[str, str]]) -> Image:
+        environment: dict[str, str] = {}
+        entrypoint: list[str] = []
+        command: list[str] = []
+        directory = "/"
+        for instruction, argument in stage:
+            if instruction == "ENV":
+                for word in shlex.split(argument):
+                    name, _, value = word.partition("=")
+                    environment[name] = _inside(root, value)
+            elif instruction == "WORKDIR":
+                directory = argument
+            elif instruction == "ENTRYPOINT":
+                entrypoint = _exec_form(instruction, argument)
+            elif instruction == "CMD":
+                command = _exec_form(instruction, argument)
+        inside = root / directory.lstrip("/")
+        inside.mkdir(parents=True, exist_ok=True)
+        argv = [_inside(root, word) for word in [*entrypoint, *command]]
+        return Image(digest, str(root.resolve()), argv, environment, str(inside.resolve()))
+
+
+def _digest(context: Path) -> str:
+    """A digest of everything the image is made from; the same commit gives the same digest."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in context.rglob("*") if path.is_file()):
+        if "__pycache__" not in file.parts:
+            digest.update(file.relative_to(context).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _last_stage(dockerfile: str) -> list[tuple[str, str]]:
+    lines = [line for line in dockerfile.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    instructions: list[tuple[str, str]] = []
+    for line in joined.splitlines():
+        name, _, argument = line.strip().partition(" ")
+        if name.upper() == "FROM":
+            instructions = []
+        instructions.append((name.upper(), argument.strip()))
+    for instruction, _ in instructions:
+        if instruction not in (*CARRIED_OUT, *WITHOUT_EFFECT):
+            raise ValueError(
+                f"Dockerfile: {instruction} is not rehearsed; its last stage may hold {', '.join(CARRIED_OUT)}"
+                f" (and {', '.join(WITHOUT_EFFECT)}, which have no effect here)"
+            )
+    return instructions
+
+
+def _exec_form(instruction: str, argument: str) -> list[str]:
+    try:
+        words: list[str] = json.loads(argument)
+    except json.JSONDecodeError:
+        raise ValueError(
+            f'Dockerfile: {instruction} {argument} runs in a shell, which swallows SIGTERM; write ["program", "argument"]'
+        ) from None
+    return words
+
+
+def _copy(context: Path, root: Path, directory: str, argument: str) -> None:
+    words = [word for word in shlex.split(argument) if not word.startswith("--")]
+    *sources, target = words
+    place = root / (target if target.startswith("/") else f"{directory}/{target}").lstrip("/")
+    for source in sources:
+        found = sorted(context.glob(source)) if any(c in source for c in "*?[") else [context / source]
+        if not all(path.exists() for path in found) or not found:
+            raise ValueError(f"Dockerfile: COPY names {source}, which is not in {context}")
+        for path in found:
+            if path.is_dir():
+                shutil.copytree(path, place, dirs_exist_ok=True)
+            elif target.endswith(("/", ".")) or len(sources) > 1 or len(found) > 1:
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, place / path.name)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, place)
+
+
+def _inside(root: Path, value: str) -> str:
+    """Paths of the image that exist below `root` as paths of this machine; anything else as it is."""
+
+    def part(text: str) -> str:
+        inside = root / text.lstrip("/")
+        return str(inside.absolute()) if text.startswith("/") and len(text) > 1 and inside.exists() else text
+
+    return ":".join(part(text) for text in value.split(":"))
+
+
+def _push(store: ImageStore, reference: str, endpoint: str, key: dict[str, str]) -> None:
+    """Put the image's manifest into the rehearsed ECR, where a later release finds that it is there already."""
+    import boto3
+
+    image = store.find(reference)
+    host, _, name = reference.partition("/")
+    account, _, _, region, *_ = host.split(".")
+    repository, _, tag = name.rpartition(":")
+    services = boto3.client("sts", endpoint_url=endpoint, region_name=region, **_keyword(key))
+    role = f"arn:aws:iam::{account}:role/cdk-hnb659fds-cfn-exec-role-{account}-{region}"
+    made = services.assume_role(RoleArn=role, RoleSessionName="registry")["Credentials"]
+    ecr = boto3.client(
+        "ecr",
+        endpoint_url=endpoint,
+        region_name=region,
+        aws_access_key_id=made["AccessKeyId"],
+        aws_secret_access_key=made["SecretAccessKey"],
+        aws_session_token=made["SessionToken"],
+    )
+    manifest: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "size": 0,
+            "digest": image.digest,
+        },
+        "layers": [],
+    }
+    ecr.put_image(repositoryName=repository, imageTag=tag, imageManifest=json.dumps(manifest))
+
+
+def _keyword(key: dict[str, str]) -> dict[str, str]:
+    return {"aws_access_key_id": key["access_key_id"], "aws_secret_access_key": key["secret_access_key"]}
+
+
+def main(arguments: list[str]) -> int:
+    """The subset of docker's command line that `cdk-assets` uses."""
+    state = Path(os.environ["REHEARSAL_STATE"])
+    store = ImageStore(state / "images")
+    match arguments:
+        case ["login", *_]:
+            sys.stdin.read()
+            return 0
+        case ["inspect", tag]:
+            try:
+                print(json.dumps(asdict(store.find(tag))))
+            except KeyError as missing:
+                return _fail(str(missing))
+        case ["build", *options, directory]:
+            try:
+                image = store.build(Path(directory), _option(options, "--tag"))
+            except ValueError as refused:
+                return _fail(str(refused))
+            print(f"built {image.digest}")
+        case ["tag", source, target]:
+            store.tag(source, target)
+        case ["push", reference]:
+            accounts = json.loads((state / "accounts.json").read_text(encoding="utf-8"))
+            _push(store, reference, accounts["endpoint"], accounts["key"])
+            print(f"pushed {store.find(reference).digest}")
+        case _:
+            return _fail(
+                f"docker {' '.join(arguments)} is not rehearsed: teach rehearsal/images.py what it does"
+            )
+    return 0
+
+
+def _option(options: list[str], name: str) -> str:
+    return options[options.index(name) + 1]
+
+
+def _fail(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 1
+
+
+def _exit(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""The report of a rehearsal: report.json for programs, report.html for people, a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from rehearsal.pipeline import Execution, StageRun, tail
+
+NOT_PROVEN = (
+    "IAM beyond the identity policies that moto enforces: resource policies, KMS key policies, most conditions,"
+    " permission boundaries and service control policies",
+    "network reachability: security groups, route tables, NAT and DNS are declared, every process is on loopback",
+    "AWS's quotas, prices and timing; multi-zone failover; autoscaling",
+    "the container's own limits (read-only root, user, CPU share): tasks are processes of the image's entrypoint",
+    "RDS itself: the database is PostgreSQL 18 from a wheel, without TLS, standby, backups or encryption at rest",
+)
+"""What a green rehearsal does not prove."""
+
+
+class Report:
+    """Written after each action, so that an interrupted rehearsal leaves one, too."""
+
+    def __init__(self, state: Path, commit: str) -> None:
+        self._state = state
+        self._started = datetime.now(UTC)
+        self._commit = commit
+        self.executions: list[Execution] = []
+        self.notes: list[str] = []
+
+    def write(
+        self, *, image: str | None, environments: dict[str, Any], declared: dict[str, int]
+    ) -> dict[str, Any]:
+        """Write both files and return what report.json holds."""
+        stages = self.executions[-1].stages if self.executions else []
+        content = {
+            "commit": self._commit,
+            "image": image,
+            "status": "succeeded" if stages and all(s.status == "succeeded" for s in stages) else "failed",
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(UTC) - self._started).total_seconds(), 1),
+            "executions": len(self.executions),
+            "stages": [asdict(stage) for stage in stages],
+            "environments": environments,
+            "declared_not_rehearsed": declared,
+            "not_proven": list(NOT_PROVEN),
+            "notes": self.notes,
+        }
+        draft = self._state / "report.json.draft"
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        draft.replace(self._state / "report.json")
+        pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+        pages.filters["relative"] = self._relative
+        html = pages.get_template("report.html.j2").render(**content, tail=lambda log: tail(log, 40))
+        (self._state / "report.html").write_text(html, encoding="utf-8")
+        return content
+
+    def _relative(self, path: str) -> str:
+        try:
+            return Path(path).resolve().relative_to(self._state.resolve()).as_posix()
+        except ValueError:
+            return path
+
+
+def declared_types(stacks: Any) -> dict[str, int]:
+    """Resource types that were declared but not rehearsed, with how many there are."""
+    counts = Counter(r.type for stack in stacks for r in stack.resources.values() if not r.rehearsed)
+    return dict(sorted(counts.items()))
+
+
+def table(stages: list[StageRun]) -> str:
+    """Stages and actions with status and duration, as text."""
+    width = max((len(action.name) for stage in stages for action in stage.actions), default=20) + 2
+    lines = [f"{'stage / action':<{width + 2}} {'status':<10} {'seconds':>8}"]
+    for stage in stages:
+        lines.append(f"{stage.name:<{width + 2}} {stage.status:<10} {stage.seconds:8.1f}")
+        for action in stage.actions:
+            lines.append(
+                f"  {action.name:<{width}} {action.status:<10} {action.seconds:8.1f}  {action.summary}".rstrip()
+            )
+    return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""What makes each type of resource real. A type that is not here is declared, not rehearsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rehearsal.cloudformation import Provider
+from rehearsal.resources.builds import BuildProject, Pipeline
+from rehearsal.resources.database import DatabaseInstance
+from rehearsal.resources.identity import InlinePolicy, ManagedPolicy, Role
+from rehearsal.resources.service import (
+    Cluster,
+    Listener,
+    ListenerRule,
+    LoadBalancer,
+    Service,
+    TargetGroup,
+    TaskDefinition,
+)
+from rehearsal.resources.storage import Bucket, EncryptionKey, Parameter, Repository, Secret
+
+
+def providers() -> Mapping[str, Provider]:
+    """A provider for every type that is rehearsed."""
+    return {
+        "AWS::CodeBuild::Project": BuildProject(),
+        "AWS::CodePipeline::Pipeline": Pipeline(),
+        "AWS::ECR::Repository": Repository(),
+        "AWS::ECS::Cluster": Cluster(),
+        "AWS::ECS::Service": Service(),
+        "AWS::ECS::TaskDefinition": TaskDefinition(),
+        "AWS::ElasticLoadBalancingV2::Listener": Listener(),
+        "AWS::ElasticLoadBalancingV2::ListenerRule": ListenerRule(),
+        "AWS::ElasticLoadBalancingV2::LoadBalancer": LoadBalancer(),
+        "AWS::ElasticLoadBalancingV2::TargetGroup": TargetGroup(),
+        "AWS::IAM::ManagedPolicy": ManagedPolicy(),
+        "AWS::IAM::Policy": InlinePolicy(),
+        "AWS::IAM::Role": Role(),
+        "AWS::KMS::Key": EncryptionKey(),
+        "AWS::RDS::DBInstance": DatabaseInstance(),
+        "AWS::S3::Bucket": Bucket(),
+        "AWS::SSM::Parameter": Parameter(),
+        "AWS::SecretsManager::Secret": Secret(),
+    }

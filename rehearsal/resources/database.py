@@ -1,0 +1,64 @@
+"""RDS: an instance is a real PostgreSQL server; its managed master password lies in Secrets Manager."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+from rehearsal.cloudformation import Physical, Place, Properties, Resource, ResourceFailed
+from rehearsal.postgres import Postgres
+from rehearsal.processes import ProcessRegistry
+
+
+def database_server(place: Place, identifier: str) -> Postgres:
+    """The server of an instance."""
+    return Postgres(place.directory / "databases" / identifier, ProcessRegistry(place.state / "processes"))
+
+
+class DatabaseInstance:
+    """AWS::RDS::DBInstance with the engine postgres. Class, storage, standby and backups are declared."""
+
+    def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
+        """Make and start a server, its database and the secret of its master user."""
+        if properties["Engine"] != "postgres":
+            raise ResourceFailed(f"engine {properties['Engine']} is not rehearsed; PostgreSQL is")
+        if not properties.get("ManageMasterUserPassword"):
+            raise ResourceFailed(
+                "only a master password that RDS manages is rehearsed (ManageMasterUserPassword)"
+            )
+        identifier = properties.get("DBInstanceIdentifier") or place.name(logical_id).lower()
+        user, password = properties["MasterUsername"], secrets.token_urlsafe(24)
+        server = database_server(place, identifier)
+        try:
+            server.create(user=user, password=password, database=properties["DBName"])
+        except BaseException:  # half a server is no use to the next deployment
+            server.remove()
+            raise
+        secret = place.client("secretsmanager").create_secret(
+            Name=f"rds!db-{identifier}", SecretString=json.dumps({"username": user, "password": password})
+        )
+        return Physical(
+            identifier,
+            {
+                "DBInstanceArn": place.arn("rds", f"db:{identifier}"),
+                "DbiResourceId": f"db-{identifier}",
+                "Endpoint.Address": "127.0.0.1",
+                "Endpoint.Port": str(server.port),
+                "MasterUserSecret.SecretArn": secret["ARN"],
+            },
+        )
+
+    def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:
+        """What can change in place is declared only."""
+        for name in ("DBInstanceIdentifier", "DBName", "MasterUsername", "Engine"):
+            if properties.get(name) != resource.properties.get(name):
+                raise ResourceFailed(f"{name} changed: that would replace the database, and its data with it")
+        return resource.physical
+
+    def delete(self, place: Place, resource: Resource) -> None:
+        """Stop the server and remove it."""
+        database_server(place, resource.physical.id).remove()
+        place.client("secretsmanager").delete_secret(
+            SecretId=resource.physical.attributes["MasterUserSecret.SecretArn"],
+            ForceDeleteWithoutRecovery=True,
+        )
