@@ -195,7 +195,7 @@ def attributes(resource: Resource, name: str) -> dict[str, str]:
 def copy_of_the_app(target: Path) -> Path:
     """The CDK app and what it reads, in another folder, with this checkout's tools."""
     target.mkdir()
-    for name in ("pipeline_app.py", "platform.toml", "cdk.json", "cdk.context.json", "package.json"):
+    for name in ("pipeline_app.py", "platform.toml", "cdk.json", "package.json"):
         shutil.copy2(ROOT / name, target / name)
     for name in ("stages", "mlflow_image"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
