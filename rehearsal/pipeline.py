@@ -268,7 +268,7 @@ class Execution:
         finally:
             if reports.exists():
                 action.reports = str(reports)
-                action.summary = _reported(reports)
+                action.summary = reported(reports)
         if output is not None:
             self._artifacts[outputs[0]] = output
 
@@ -371,17 +371,19 @@ def tail(log: str | None, lines: int) -> list[str]:
     return Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
 
 
-def _reported(reports: Path) -> str:
+def reported(reports: Path) -> str:
     """What a build's JUnit files say: the verdict that a suite ends with, or how many tests passed."""
     said = []
     for file in sorted(reports.glob("*.xml")):
         for suite in ElementTree.parse(file).iter("testsuite"):  # noqa: S314 (written by this release's own tests)
             verdict = (suite.findtext("system-out") or "").strip().splitlines()
-            tests, bad = (
-                int(suite.get("tests", 0)),
-                int(suite.get("failures", 0)) + int(suite.get("errors", 0)),
+            failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            skipped = int(suite.get("skipped", 0))
+            passed = int(suite.get("tests", 0)) - failed - skipped
+            counts = ((passed, "passed"), (failed, "failed"), (skipped, "skipped"))
+            said.append(
+                verdict[-1] if verdict else ", ".join(f"{count} {what}" for count, what in counts if count)
             )
-            said.append(verdict[-1] if verdict else f"{tests - bad} of {tests} tests passed")
     return "; ".join(said)
 
 

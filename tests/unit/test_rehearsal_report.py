@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from rehearsal.cloudformation import Physical, Resource, Stack
-from rehearsal.pipeline import Action, Execution, StageRun
+from rehearsal.pipeline import Action, Execution, StageRun, reported
 from rehearsal.report import NOT_PROVEN, Report, declared_types, table
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -174,3 +174,15 @@ def test_the_table_at_the_terminal(tmp_path: Path) -> None:
         ["Deploy", "not", "run", "0.0"],
     ]
     assert table([]).startswith("stage / action")
+
+
+def test_skipped_tests_are_not_told_as_passed(tmp_path: Path) -> None:
+    suite = '<testsuites><testsuite tests="14" failures="1" errors="1" skipped="5"/></testsuites>'
+    (tmp_path / "smoke.xml").write_text(suite, encoding="utf-8")
+    assert reported(tmp_path) == "7 passed, 2 failed, 5 skipped"
+
+
+def test_a_suite_that_ends_with_a_verdict_is_told_by_it(tmp_path: Path) -> None:
+    suite = '<testsuite tests="10"><system-out>figures\n\nPASS: error rate 0.00%</system-out></testsuite>'
+    (tmp_path / "load.xml").write_text(suite, encoding="utf-8")
+    assert reported(tmp_path) == "PASS: error rate 0.00%"
