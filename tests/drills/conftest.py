@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from .client import Client
-from .workspace import Edit, Release, Standing, Workspace
+from .workspace import Edit, Release, Workspace
 
 QUICK = (
     # What `make check` does on its own is rehearsed by `make rehearse` in CI; a drill needs the templates and cdk-nag.
@@ -66,18 +66,17 @@ class Interruptions:
 class Rollover:
     """A release, and the clients that used environments all the while."""
 
-    before: dict[str, Standing]
+    before: dict[str, set[str]]
+    """Task ids of each environment, before."""
     release: Release
     clients: dict[str, Client]
-    after: dict[str, Standing]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
     """A clone with rehearsed accounts of its own; whatever happens, they are stopped at the end."""
     # Tests that a script starts in the background ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    failed_before = request.session.testsfailed
     workspace = Workspace()
     try:
         workspace.good = workspace.commit("Short loads", *QUICK)
@@ -85,7 +84,7 @@ def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
     finally:
         down = workspace.make("down")
         left = [_shown(process) for process in workspace.processes()]
-        if request.session.testsfailed > failed_before:
+        if request.session.testsfailed:
             print(
                 f"A drill failed: {workspace.base} is kept with its logs; delete it when you have read them."
             )
@@ -95,13 +94,13 @@ def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
     assert not left, f"make down left processes: {left}"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def refused(workspace: Workspace) -> Release:
     """The very first rehearsal: of settings in which two networks overlap."""
     return workspace.release("Overlapping networks", OVERLAP, approve=True)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def interruptions(workspace: Workspace, refused: Release) -> Interruptions:
     """Ctrl-C while dev's service is deployed, and, after a second `make rehearse`, while dev's smoke tests run."""
     workspace.commit("As it was")
@@ -112,20 +111,20 @@ def interruptions(workspace: Workspace, refused: Release) -> Interruptions:
     return Interruptions(deploying, testing, down.returncode, left)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def base(workspace: Workspace, interruptions: Interruptions) -> Release:
     """The first release that goes through to prod. It follows two that were interrupted and a `make down`."""
     return workspace.release("As it was", approve=True, good=True)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def rejected(workspace: Workspace, base: Release) -> Rollover:
     """A change of the image that a person does not let into prod, with clients everywhere."""
     change = Edit("mlflow_image/entrypoint.py", "import os\n", "# A new release.\nimport os\n")
     return _roll_over(workspace, base, "A new image", change, approve=False)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def promoted(workspace: Workspace, base: Release, rejected: Rollover) -> Rollover:
     """A change of the pipeline on top of the rejected one, which is approved."""
     change = Edit("pipeline_app.py", "Approve it for prod?", "Shall prod run it, too?")
@@ -154,18 +153,17 @@ def _interrupt(workspace: Workspace, log: str, sign: str) -> Interruption:
 def _roll_over(
     workspace: Workspace, base: Release, title: str, edit: Edit, *, approve: bool, on: str | None = None
 ) -> Rollover:
-    before = {name: workspace.standing(name) for name in base.environments}
+    before = {name: workspace.tasks(name) for name in base.environments}
     clients = {name: Client(environment["url"]) for name, environment in base.environments.items()}
     with ExitStack() as stack:
         for client in clients.values():
             stack.enter_context(client)
         release = workspace.release(title, edit, approve=approve, on=on)
-    after = {name: workspace.standing(name) for name in base.environments}
     for name, client in clients.items():
         print(
             f"{name}: {client.requests} requests, {len(client.failures)} failed, {len(client.written)} runs"
         )
-    return Rollover(before, release, clients, after)
+    return Rollover(before, release, clients)
 
 
 def _shown(process: psutil.Process) -> str:

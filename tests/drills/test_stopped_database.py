@@ -28,7 +28,7 @@ def test_the_service_recovers_from_a_stopped_database(workspace: Workspace, base
     """While PostgreSQL is down, requests fail and do not hang; when it is back, the same tasks serve again, and every
     run that was acknowledged to a client is there."""
     url = base.environments["dev"]["url"]
-    tasks = workspace.standing("dev").tasks
+    tasks = workspace.tasks("dev")
     with Client(url) as client:
         wait_until(lambda: client.succeeded > 50, "50 requests to a healthy service", RECOVERY_SECONDS)
         _database(workspace, "stop")
@@ -48,7 +48,7 @@ def test_the_service_recovers_from_a_stopped_database(workspace: Workspace, base
     assert all("503" in failure.why or "500" in failure.why for failure in client.failures), client.failures
     assert len(client.written) > 20
     assert client.lost() == []
-    assert workspace.standing("dev").tasks == tasks
+    assert workspace.tasks("dev") == tasks
 
 
 def _database(workspace: Workspace, action: str) -> None:

@@ -25,7 +25,7 @@ def test_wrong_settings_are_refused_in_one_sentence(refused: Release) -> None:
 
 def test_a_finding_that_nobody_acknowledged_fails_the_build(workspace: Workspace, base: Release) -> None:
     """A bucket that takes plain HTTP: Build fails and names the bucket; nothing is deployed anywhere."""
-    before = {name: workspace.standing(name) for name in base.environments}
+    before = {name: workspace.stacks(name) for name in base.environments}
     careless = Edit(
         "stages/data.py",
         "        self.bucket = self._artifacts()\n",
@@ -37,12 +37,13 @@ def test_a_finding_that_nobody_acknowledged_fails_the_build(workspace: Workspace
     assert "AwsSolutions-S10" in release.output
     assert re.search("Dev/Data/Careless", release.output)
     assert release.stages["UpdatePipeline"] == release.stages["Dev"] == "not run"
-    assert {name: workspace.standing(name) for name in base.environments} == before
+    assert {name: workspace.stacks(name) for name in base.environments} == before
 
 
 def test_a_load_threshold_that_cannot_be_met_stops_in_dev(workspace: Workspace, base: Release) -> None:
     """Nobody serves 100,000 requests a second: dev's load check says what it measured, staging is not touched."""
-    before = {name: workspace.standing(name) for name in ("staging", "prod")}
+    before = {name: workspace.stacks(name) for name in ("staging", "prod")}
+    tasks = {name: workspace.tasks(name) for name in before}
     text = (workspace.root / "platform.toml").read_text(encoding="utf-8")
     dev = text[: text.index("[environments.staging]")]
     fast = Edit("platform.toml", dev, dev.replace("min_rps = 0.1", "min_rps = 100000.0"))
@@ -53,4 +54,5 @@ def test_a_load_threshold_that_cannot_be_met_stops_in_dev(workspace: Workspace, 
     assert release.action("Dev", "Smoke")["status"] == "succeeded"
     assert re.search(r"FAIL: throughput [\d.]+ requests/s < 100000 requests/s", release.output)
     assert release.stages["Staging"] == "not run"
-    assert {name: workspace.standing(name) for name in before} == before
+    assert {name: workspace.stacks(name) for name in before} == before
+    assert {name: workspace.tasks(name) for name in tasks} == tasks

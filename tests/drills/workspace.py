@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -85,17 +84,6 @@ class Release:
                 if action["status"] in ("failed", "rejected"):
                     return stage["name"], action["name"]
         return None
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What an environment is made of: the ids of its running tasks, and a digest of all that is known of each stack.
-
-    Two that are equal mean that nobody touched it.
-    """
-
-    tasks: set[str]
-    stacks: dict[str, str]
 
 
 class Workspace:
@@ -201,18 +189,16 @@ class Workspace:
         content: dict[str, Any] = json.loads(found[0].read_text(encoding="utf-8"))
         return content
 
+    def stacks(self, environment: str) -> dict[str, bytes]:
+        """All that is remembered of an environment's stacks, to the byte."""
+        return {file.name: file.read_bytes() for file in (self.account(environment) / "stacks").glob("*")}
+
     def tasks(self, environment: str) -> set[str]:
         """The ids of an environment's running tasks."""
         resources = self.stack(environment, "tracking")["resources"].values()
         service = next(r["physical"]["id"] for r in resources if r["type"] == "AWS::ECS::Service")
         described = HostClient(self.account(environment) / "host").get("service", service)
         return {task["id"] for task in described["tasks"] if task["status"] == "RUNNING"}
-
-    def standing(self, environment: str) -> Standing:
-        """What an environment is made of right now."""
-        stacks = (self.account(environment) / "stacks").glob("*.json")
-        digests = {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in stacks}
-        return Standing(self.tasks(environment), digests)
 
     def processes(self) -> list[psutil.Process]:
         """Every process that was started from here or works in here."""
