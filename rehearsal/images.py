@@ -19,7 +19,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 VIRTUAL_ENVIRONMENT = "/opt/venv"
 REQUIREMENTS = "requirements.lock"
@@ -66,13 +66,13 @@ class ImageStore:
                     _copy(context, root, directory, argument)
             image = self._describe(digest, root, stage)
             (root / "image.json").write_text(json.dumps(asdict(image), indent=1), encoding="utf-8")
-        self.tag(f"sha256:{digest.removeprefix('sha256:')}", tag, digest)
+        self.tag(digest, tag)
         return self.find(tag)
 
-    def tag(self, _source: str, target: str, digest: str | None = None) -> None:
-        """Give an image another name."""
+    def tag(self, digest: str, name: str) -> None:
+        """Give the image of that digest a name, or another one."""
         tags = self._tags()
-        tags[target] = digest or tags[_source]
+        tags[name] = digest
         self._directory.mkdir(parents=True, exist_ok=True)
         draft = self._directory / "tags.draft"
         draft.write_text(json.dumps(tags, indent=1), encoding="utf-8")
@@ -257,7 +257,7 @@ def main(arguments: list[str]) -> int:
                 return _fail(str(refused))
             print(f"built {image.digest}")
         case ["tag", source, target]:
-            store.tag(source, target)
+            store.tag(store.find(source).digest, target)
         case ["push", reference]:
             accounts = json.loads((state / "accounts.json").read_text(encoding="utf-8"))
             _push(store, reference, accounts["endpoint"], accounts["key"])
@@ -278,9 +278,5 @@ def _fail(sentence: str) -> int:
     return 1
 
 
-def _exit(code: int) -> NoReturn:
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    _exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
