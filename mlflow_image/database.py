@@ -1,9 +1,8 @@
-"""The database's schema: is it there, is it this image's, and if nobody has made it yet, make it, once.
+"""The database that holds MLflow's schema: the connection to it, the lock, the revision, and what went wrong.
 
-MLflow creates its schema when a server starts, but guards that with nothing that reaches beyond one
-machine: of two tasks that start at once on an empty database, one crashes. So a task takes a PostgreSQL
-advisory lock first. A schema at another revision is never changed by a server that starts; that is what
-`migrate` is for.
+MLflow creates and changes its schema when a server starts, but guards that with nothing that reaches beyond one
+machine: of two tasks that start at once on an empty database, one crashes. Here only `migrate` changes the schema,
+one at a time, under a lock in the database itself. A server that starts only looks.
 """
 
 import ast
@@ -13,69 +12,88 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import psycopg
+import sqlalchemy as sa
 from settings import Database
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
 
 CONNECT_SECONDS = 60.0  # a database that restarts or fails over is back within a minute
-LOCK_SECONDS = 600.0  # creating the schema takes about 15 s; a migration of a large database can take minutes
+LOCK_SECONDS = 5400.0  # its holder may wait an hour for a snapshot (snapshots.py), and then migrate
 LOCK_KEY = int.from_bytes(b"mlflow", "big")  # advisory locks are numbers; this one is ours in every release
+# How to take the lock, how to give it back, and how a person finds out who has it.
+LOCKS = {
+    "postgresql": (
+        f"SELECT pg_try_advisory_lock({LOCK_KEY})",
+        f"SELECT pg_advisory_unlock({LOCK_KEY})",
+        f"advisory lock {LOCK_KEY} (pg_locks names it, pg_terminate_backend ends it)",
+    ),
+    # Named locks are the server's, so the name tells the database.
+    "mysql": (
+        "SELECT GET_LOCK(CONCAT('mlflow-migration-', MD5(DATABASE())), 0)",
+        "SELECT RELEASE_LOCK(CONCAT('mlflow-migration-', MD5(DATABASE())))",
+        "it (SELECT IS_USED_LOCK(CONCAT('mlflow-migration-', MD5(DATABASE()))) names it, KILL ends it)",
+    ),
+}
 ARTIFACT_ROOT = "mlflow-artifacts:/"  # runs name their artifacts by this; the server knows the bucket
+
+# By SQLSTATE (PostgreSQL) or error number (MySQL): what is the matter, and what to do.
+CAUSES: dict[object, str] = {
+    "28P01": "the password is wrong: check DATABASE_PASSWORD",
+    "28000": "the sign-in is refused: check DATABASE_USER, DATABASE_PASSWORD and DATABASE_SSLMODE",
+    "3D000": "there is no such database: check DATABASE_NAME",
+    "42501": "DATABASE_USER lacks a right: make it the owner of the database, or grant it CREATE on it",
+    "53100": "the disk is full: give the instance more storage; nothing of the last step was kept",
+    "53300": "too many connections are open: end some, or raise max_connections",
+    1045: "the sign-in is refused: check DATABASE_USER and DATABASE_PASSWORD",
+    1049: "there is no such database: check DATABASE_NAME",
+    1044: "DATABASE_USER lacks a right: grant it ALL on this database and on the one of this name with _plan",
+    1142: "DATABASE_USER lacks a right: grant it ALL on this database and on the one of this name with _plan",
+    1021: "the disk is full: give the instance more storage, and start again",
+    1114: "the disk is full: give the instance more storage, and start again",
+    "57P01": "an administrator ended the session: start again",
+}
 
 
 class DatabaseError(Exception):
     """The database cannot be used as it is. The message is a sentence that says why and what to do."""
 
 
-def ensure_schema(database: Database) -> None:
-    """Return once the schema is there at this image's revision, creating it if the database has none.
-
-    Raises DatabaseError when the database does not answer within CONNECT_SECONDS, or its schema is at another
-    revision.
-    """
-    head = image_revision()
-    with connect(database) as connection:
-        if current_revision(connection) is None:
-            with migration_lock(connection):
-                if current_revision(connection) is None:
-                    _say(f"Creating MLflow's schema in {database}.")
-                    _create(database)
-        found = current_revision(connection)
-    if found != head:
-        raise DatabaseError(_other_revision(database, found, head))
+class RefusedError(DatabaseError):
+    """A person has to decide first, because going on would lose something. The message says between what."""
 
 
-def migrate(database: Database) -> tuple[str | None, str]:
-    """Bring the schema to this image's revision, and return the revisions before (None: no schema) and after.
-
-    Raises DatabaseError like `ensure_schema`, and when the schema is a newer release's.
-    """
-    head = image_revision()
-    with connect(database) as connection, migration_lock(connection):
-        before = current_revision(connection)
-        if before is None:
-            _create(database)
-        elif before not in _revisions():
-            raise DatabaseError(_other_revision(database, before, head))
-        elif before != head:
-            _upgrade(database)
-        after = current_revision(connection)
-    if after != head:
-        raise DatabaseError(
-            f"The migration of {database} ended at revision {after} instead of {head}: "
-            "restore the snapshot taken before it, and read the log above for the cause."
-        )
-    return before, head
+def explain(error: DBAPIError) -> str:
+    """The driver's error as one sentence, without SQL and parameters, with the mend where it is known."""
+    said = " ".join(str(error.orig).split())
+    for code in codes(error) & CAUSES.keys():
+        return f"{said}: {CAUSES[code]}"
+    # libpq tells of a refused sign-in in words only.
+    for words, key in (("password authentication failed", "28P01"), ("does not exist", "3D000")):
+        if words in said and isinstance(error, OperationalError):
+            return f"{said}: {CAUSES[key]}"
+    return said
 
 
-def connect(database: Database) -> psycopg.Connection:
-    """Connect in autocommit mode. Raises DatabaseError when that failed for CONNECT_SECONDS."""
+def codes(error: DBAPIError) -> set[object]:
+    """The SQLSTATE, and MySQL's own number."""
+    return {getattr(error.orig, "sqlstate", None), *(error.orig.args[:1] if error.orig else ())}
+
+
+def engine_for(database: Database) -> Engine:
+    """An engine that opens a connection when one is asked for, and closes it with it."""
+    return sa.create_engine(database.uri(), poolclass=NullPool)
+
+
+def connect(database: Database) -> Connection:
+    """Connect. Raises DatabaseError when that failed for CONNECT_SECONDS."""
     deadline = time.monotonic() + CONNECT_SECONDS
-    uri = database.uri().replace("postgresql+psycopg://", "postgresql://")
+    engine = engine_for(database)
     while True:
         try:
-            return psycopg.connect(uri, password=database.password, autocommit=True)
-        except psycopg.OperationalError as error:
-            reason = " ".join(str(error).split())
+            return engine.connect()
+        except DBAPIError as error:
+            reason = explain(error)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DatabaseError(
@@ -83,42 +101,47 @@ def connect(database: Database) -> psycopg.Connection:
                     "check that it runs, that its security group lets this task in, and that DATABASE_HOST, "
                     "DATABASE_PORT, DATABASE_NAME, DATABASE_USER and DATABASE_PASSWORD are right."
                 ) from None
-            _say(f"The database {database} does not answer yet ({reason}); trying for {left:.0f} s more.")
+            say(f"The database {database} does not answer yet ({reason}); trying for {left:.0f} s more.")
             time.sleep(min(2.0, left))
 
 
 @contextmanager
-def migration_lock(connection: psycopg.Connection) -> Iterator[None]:
+def migration_lock(connection: Connection) -> Iterator[None]:
     """Hold the lock that lets one task at a time change the schema.
 
-    The lock belongs to the connection, so it is free again when its holder dies. Raises DatabaseError when
-    another task held it for longer than LOCK_SECONDS.
+    The lock belongs to the connection, so it is free again when its holder dies. Raises DatabaseError when another
+    task held it for longer than LOCK_SECONDS.
     """
     deadline = time.monotonic() + LOCK_SECONDS
     tries = 0
-    while not _value(connection, "SELECT pg_try_advisory_lock(%s)", LOCK_KEY):
+    take, give, mend = LOCKS[connection.dialect.name]
+    while not value(connection, take):
         if time.monotonic() > deadline:
             raise DatabaseError(
-                f"Another task has been changing the schema for {LOCK_SECONDS:.0f} s: if none is, end the "
-                f"session that holds advisory lock {LOCK_KEY} (pg_locks names it, pg_terminate_backend ends "
-                "it) and start again."
+                f"Another task has been changing the schema for {LOCK_SECONDS:.0f} s: if none is, end the session that "
+                f"holds {mend} and start again."
             )
         if tries % 10 == 0:
-            _say("Another task is changing the schema; waiting for it.")
+            say("Another task is changing the schema; waiting for it.")
         tries += 1
         time.sleep(1)
     try:
         yield
     finally:
-        if not connection.closed:
-            connection.execute("SELECT pg_advisory_unlock(%s)", (LOCK_KEY,))
+        if not connection.invalidated:
+            connection.rollback()
+            value(connection, give)
 
 
-def current_revision(connection: psycopg.Connection) -> str | None:
+def current_revision(connection: Connection) -> str | None:
     """The schema's revision. None if there is no schema, or one whose creation did not get to its end."""
-    if _value(connection, "SELECT to_regclass('alembic_version')") is None:
-        return None
-    return _value(connection, "SELECT max(version_num) FROM alembic_version")
+    with connection.begin():
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        found: str | None = connection.exec_driver_sql(
+            "SELECT max(version_num) FROM alembic_version"
+        ).scalar()
+        return found
 
 
 def image_revision() -> str:
@@ -126,7 +149,7 @@ def image_revision() -> str:
 
     Read from the migration files, because importing MLflow takes seconds and a hundred megabytes.
     """
-    revisions = _revisions()
+    revisions = image_revisions()
     heads = revisions.keys() - revisions.values()
     if len(heads) != 1:
         raise DatabaseError(
@@ -135,13 +158,10 @@ def image_revision() -> str:
     return heads.pop()
 
 
-def _revisions() -> dict[str, str | None]:
+def image_revisions() -> dict[str, str | None]:
     """Each migration of this image's MLflow, and the one it builds on."""
-    spec = find_spec("mlflow")
-    if spec is None or not spec.submodule_search_locations:
-        raise DatabaseError("MLflow is not installed: install requirements.lock.")
     revisions = {}
-    for file in Path(spec.submodule_search_locations[0], "store/db_migrations/versions").glob("*.py"):
+    for file in Path(migrations_folder(), "versions").glob("*.py"):
         names = {
             target.id: ast.literal_eval(node.value)
             for node in ast.parse(file.read_bytes()).body
@@ -154,36 +174,20 @@ def _revisions() -> dict[str, str | None]:
     return revisions
 
 
-def _create(database: Database) -> None:
-    """Make all tables, and the default experiment, as the first `mlflow server` would."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    SqlAlchemyStore(database.uri(), ARTIFACT_ROOT)
-
-
-def _upgrade(database: Database) -> None:
-    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine_with_retry
-
-    engine = create_sqlalchemy_engine_with_retry(database.uri())
-    _upgrade_db(engine)
+def migrations_folder() -> Path:
+    """Where MLflow's migrations are, found without importing it."""
+    spec = find_spec("mlflow")
+    if spec is None or not spec.submodule_search_locations:
+        raise DatabaseError("MLflow is not installed: install requirements.lock.")
+    return Path(spec.submodule_search_locations[0], "store/db_migrations")
 
 
-def _other_revision(database: Database, found: str | None, head: str) -> str:
-    if found in _revisions():
-        return (
-            f"The schema of {database} is at revision {found}, but this image needs {head}: "
-            "run `entrypoint.py migrate` with this image first."
-        )
-    return (
-        f"The schema of {database} is at revision {found}, which this image (revision {head}) does not know: "
-        "a newer release migrated it. Deploy that release or a later one, or restore an earlier snapshot."
-    )
+def value(connection: Connection, query: str) -> object:
+    """The first column of the query's first row, read in a transaction of its own."""
+    with connection.begin():
+        result = connection.exec_driver_sql(query)
+        return result.scalar() if result.returns_rows else None
 
 
-def _value(connection: psycopg.Connection, query: str, *parameters: object) -> str | None:
-    row = connection.execute(query.encode(), parameters).fetchone()
-    return row[0] if row else None
-
-
-def _say(sentence: str) -> None:
+def say(sentence: str) -> None:
     print(sentence, flush=True)

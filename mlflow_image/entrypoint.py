@@ -1,20 +1,25 @@
 """The container's command: `entrypoint.py serve` (also without argument) or `entrypoint.py migrate`.
 
-`serve` makes the schema if the database is empty, then runs the server in this process. `migrate` brings the
-schema to this image's revision. `settings.py` lists the environment variables.
+`serve` runs the server in this process; it never makes or changes the schema. `migrate` brings the schema to this
+image's revision, and its last line is a JSON object that says what it did. `settings.py` lists the environment
+variables.
 
 Exit status: 0 done, or stopped by SIGTERM while serving; 1 the database cannot be used, or a stuck request
-had to be cut off; 2 wrong settings or arguments; 143 stopped by SIGTERM before serving.
+had to be cut off; 2 wrong settings or arguments; 3 a person has to decide first: a breaking migration is pending, or
+the schema is newer and not fit for this image; 143 stopped by SIGTERM before serving, or while migrating.
 """
 
+import json
 import os
 import signal
 import sys
+import time
 
 import database
-import psycopg
+import history
 import server
 import settings
+from sqlalchemy.exc import DBAPIError
 
 
 def main(arguments: list[str]) -> int:
@@ -22,40 +27,94 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for name, value in settings.PROCESS_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    match arguments:
+        case [] | ["serve"]:
+            command = serve
+        case ["migrate"]:
+            command = migrate
+        case _:
+            print(f"Unknown arguments {arguments}: give serve or migrate.", file=sys.stderr)
+            return 2
     try:
-        match arguments:
-            case [] | ["serve"]:
-                serve()
-            case ["migrate"]:
-                migrate()
-            case _:
-                print(f"Unknown arguments {arguments}: give serve or migrate.", file=sys.stderr)
-                return 2
+        command()
     except settings.SettingsError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _failed(command is migrate, str(error), 2)
+    except database.RefusedError as error:
+        return _failed(command is migrate, str(error), 3)
     except database.DatabaseError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except psycopg.Error as error:
-        reason = " ".join(str(error).split())
-        print(f"The database refused or broke off ({reason}): check DATABASE_USER's rights.", file=sys.stderr)
-        return 1
+        return _failed(command is migrate, str(error), 1)
+    except DBAPIError as error:
+        return _failed(
+            command is migrate, f"The database refused or broke off: {database.explain(error)}.", 1
+        )
+    except SystemExit:
+        if command is migrate:
+            sentence = (
+                "Stopped by SIGTERM. The migration that ran was undone; a new start goes on from there."
+            )
+            _failed(True, sentence, 128 + signal.SIGTERM)
+        raise
     return 0
 
 
 def serve() -> None:
     where, how = settings.read(os.environ)
-    os.environ["PGPASSWORD"] = where.password
-    database.ensure_schema(where)
-    server.run(where, how)
+    sign_in(where)
+    image = database.image_revision()
+    with database.connect(where) as connection:
+        found = database.current_revision(connection)
+        between = history.check_servable(connection, where, image, found)
+    if between:
+        print(
+            f"WARNING: the schema of {where} is at revision {found}, newer than this image's {image} by "
+            f"{len(between)} additive migration(s); serving it as it is.",
+            flush=True,
+        )
+    migrations = [{"revision": entry.revision, "applied_at": entry.applied_at} for entry in between]
+    server.run(
+        where, how, {"image": image, "database": found, "newer_by": len(between), "migrations": migrations}
+    )
+
+
+def sign_in(where: settings.Database) -> None:
+    """Let every connection of this process find the password."""
+    os.environ[where.password_variable] = where.password
+    if where.engine == "mysql":
+        import mysql  # with PostgreSQL, its driver need not even be there
+
+        mysql.sign_in()
 
 
 def migrate() -> None:
-    where = settings.read_database(os.environ)
-    os.environ["PGPASSWORD"] = where.password
-    before, after = database.migrate(where)
-    print(f"Schema of {where}: revision {before or 'none'} before, {after} now.", flush=True)
+    begin = time.monotonic()
+    where, how = settings.read_migration(os.environ)
+    sign_in(where)
+    # alembic and boto3 are for this command only; a server starts faster without them.
+    import migration
+
+    outcome = migration.migrate(where, how)
+    print(f"Schema of {where}: revision {outcome.before or 'none'} before, {outcome.after} now.", flush=True)
+    applied = [
+        {"revision": entry.revision, "kind": kind, "reasons": entry.reasons}
+        for entry, kind in outcome.applied
+    ]
+    told = {
+        "before": outcome.before,
+        "after": outcome.after,
+        "applied": applied,
+        "snapshot": outcome.snapshot.name,
+        "kind": outcome.kind,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    print(json.dumps(told), flush=True)
+
+
+def _failed(migrating: bool, sentence: str, status: int) -> int:
+    """Say why, and as the last line of `migrate`'s output for whoever reads that."""
+    print(sentence, file=sys.stderr, flush=True)
+    if migrating:
+        print(json.dumps({"error": " ".join(sentence.split())}), flush=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from sqlalchemy.engine import Engine
 
 log = logging.getLogger("uvicorn.error")
 
-REFUSED = "password authentication failed"
+REFUSED = ("password authentication failed", "Access denied for user")  # PostgreSQL, MySQL
+# Where a new connection finds the password: libpq looks into the first, `mysql.py` into the second.
+VARIABLE = "MYSQL_PWD" if os.environ.get("DATABASE_ENGINE") == "mysql" else "PGPASSWORD"
 # RDS changes the database and the secret one after the other: a reader can come between.
 READS = 5
 SECONDS_BETWEEN_READS = 1.0
@@ -38,12 +40,11 @@ class Rotation:
         """Put the secret's password in the place of the refused one; False if it is still the same."""
         with self._lock:
             for read in range(READS):
-                if os.environ["PGPASSWORD"] != refused:
+                if os.environ[VARIABLE] != refused:
                     return True
                 answer = self._secrets.get_secret_value(SecretId=self._secret_arn)
-                # libpq reads the password from here, for every new connection.
-                os.environ["PGPASSWORD"] = json.loads(answer["SecretString"])["password"]
-                if os.environ["PGPASSWORD"] != refused:
+                os.environ[VARIABLE] = json.loads(answer["SecretString"])["password"]
+                if os.environ[VARIABLE] != refused:
                     log.info("The database password was rotated; new connections use the new one.")
                     return True
                 if read + 1 < READS:
@@ -57,10 +58,12 @@ def follow(secret_arn: str) -> None:
 
     @event.listens_for(Engine, "do_connect")
     def connect(dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
-        used = os.environ["PGPASSWORD"]
+        used = os.environ[VARIABLE]
         try:
             return dialect.connect(*arguments, **parameters)
         except dialect.loaded_dbapi.OperationalError as error:
-            if REFUSED not in str(error) or not rotation.reread(used):
+            if not any(words in str(error) for words in REFUSED) or not rotation.reread(used):
                 raise
+            if "password" in parameters:  # PyMySQL is given it; libpq looks it up
+                parameters["password"] = os.environ[VARIABLE].encode()
             return dialect.connect(*arguments, **parameters)

@@ -8,11 +8,13 @@ compares them with what it really hands over.
 """
 
 import faulthandler
+import json
 import logging
 import os
 import signal
 import sys
 import uuid
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -20,6 +22,8 @@ import rotation
 import uvicorn
 from database import ARTIFACT_ROOT
 from settings import Database, Server
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from uvicorn.supervisors import Multiprocess
 
 # A load balancer reuses a connection until it was idle for its own timeout, 60 s unless configured. Were the
@@ -28,6 +32,10 @@ KEEP_ALIVE_SECONDS = 75
 # Time for requests in flight once SIGTERM came. Both must lie within the task's stop timeout.
 GRACEFUL_SECONDS = 25
 FORCED_SECONDS = 30
+
+# uvicorn kills a worker that does not answer its parent in this time, 5 s by default. On a busy machine the import of
+# MLflow alone holds the interpreter for longer, and no worker would ever get through it.
+WORKER_SECONDS = 60
 
 # For the server's own connections only: a migration may rightly take longer.
 STATEMENT_LIMITS = {
@@ -42,6 +50,8 @@ POOLS = {
     "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "5",
     "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "900",  # seconds
 }
+
+SCHEMA_VARIABLE = "PLATFORM_SCHEMA"  # what was found at the start, as JSON, for the workers
 
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -86,7 +96,7 @@ def environment(database: Database, server: Server) -> dict[str, str]:
     limits = " ".join(f"-c {name}={value}" for name, value in STATEMENT_LIMITS.items())
     variables = {
         **{name: os.environ.get(name) or value for name, value in POOLS.items()},
-        "PGPASSWORD": database.password,
+        database.password_variable: database.password,
         "PGOPTIONS": limits,
         "_MLFLOW_SERVER_FILE_STORE": database.uri(),
         "_MLFLOW_SERVER_REGISTRY_STORE": database.uri(),
@@ -106,10 +116,14 @@ def environment(database: Database, server: Server) -> dict[str, str]:
     return variables
 
 
-def run(database: Database, server: Server) -> None:
-    """Serve until SIGTERM or SIGINT; return once the requests in flight are answered."""
+def run(database: Database, server: Server, schema: dict[str, Any]) -> None:
+    """Serve until SIGTERM or SIGINT; return once the requests in flight are answered.
+
+    `schema` is what `GET /health/details` tells of the database's schema.
+    """
     os.environ.pop("DATABASE_PASSWORD", None)
     os.environ.update(environment(database, server))
+    os.environ[SCHEMA_VARIABLE] = json.dumps(schema)
     config = uvicorn.Config(
         "server:application",
         factory=True,
@@ -121,6 +135,7 @@ def run(database: Database, server: Server) -> None:
         http="httptools",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
+        timeout_worker_healthcheck=WORKER_SECONDS,
         # MLflow lets a client on the loopback address do more (its assistant runs commands). Whoever may
         # name the client by X-Forwarded-For could claim to be there.
         forwarded_allow_ips="127.0.0.1",
@@ -138,15 +153,39 @@ def run(database: Database, server: Server) -> None:
 def application() -> Any:
     """Make the application, in each worker, with its stores open: no first request waits for them."""
     _bound_the_stop()
+    import guard
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
-    from mlflow.tracing.trace_rollup_service import validate_sql_trace_rollup_startup
 
+    if os.environ.get("DATABASE_ENGINE") == "mysql":
+        import mysql
+
+        mysql.sign_in()
+    guard.relax()
+    guard.add_details(app)
+    _prepare_nothing()
     if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
         rotation.follow(secret_arn)
     initialize_backend_stores()
-    validate_sql_trace_rollup_startup(os.environ["_MLFLOW_SERVER_FILE_STORE"])
+    # MLflow has it since 3.17.
+    if find_spec("mlflow.tracing.trace_rollup_service"):
+        from mlflow.tracing.trace_rollup_service import validate_sql_trace_rollup_startup
+
+        validate_sql_trace_rollup_startup(os.environ["_MLFLOW_SERVER_FILE_STORE"])
     return app
+
+
+def _prepare_nothing() -> None:
+    """Keep psycopg from preparing statements on the server, which it does from a statement's sixth time on.
+
+    PostgreSQL refuses a prepared statement once a migration has widened a column that it reads ("cached plan must not
+    change result type"). Each open connection would fail one request after such a migration.
+    """
+
+    @event.listens_for(Engine, "do_connect")
+    def connect(dialect: Any, _record: Any, _arguments: Any, parameters: Any) -> None:
+        if dialect.driver == "psycopg":
+            parameters["prepare_threshold"] = None
 
 
 class _Workers(Multiprocess):

@@ -2,13 +2,14 @@
 
 | variable                           | meaning                                                 | default     |
 |------------------------------------|---------------------------------------------------------|-------------|
-| DATABASE_HOST                      | host name of the PostgreSQL server                      | required    |
-| DATABASE_PORT                      | its port                                                | 5432        |
+| DATABASE_ENGINE                    | postgresql, or mysql, which MariaDB is too              | postgresql  |
+| DATABASE_HOST                      | host name of the database server                        | required    |
+| DATABASE_PORT                      | its port                                                | 5432, 3306  |
 | DATABASE_NAME                      | the database on it                                      | required    |
 | DATABASE_USER                      | who signs in                                            | required    |
 | DATABASE_PASSWORD                  | with what; any characters                               | required    |
 | DATABASE_SECRET_ARN                | the secret to read again when the password was rotated  | none        |
-| DATABASE_SSLMODE                   | libpq's sslmode                                         | prefer      |
+| DATABASE_SSLMODE                   | libpq's sslmode; on MySQL, prefer means without TLS     | prefer      |
 | ARTIFACTS_DESTINATION              | where artifacts go: s3://bucket or s3://bucket/prefix   | required    |
 | MLFLOW_HOST                        | address to listen on                                    | 0.0.0.0     |
 | MLFLOW_PORT                        | port to listen on                                       | 5000        |
@@ -16,7 +17,16 @@
 | MLFLOW_SERVER_ALLOWED_HOSTS        | Host headers to answer, port included unless 80 or 443  | private IPs |
 | MLFLOW_SERVER_CORS_ALLOWED_ORIGINS | origins whose pages may write                           | those hosts |
 
-An empty value counts as not set. `migrate` needs the database's variables only.
+An empty value counts as not set. `migrate` needs the database's variables only, and reads these besides:
+
+| variable                 | meaning                                                                  | default |
+|--------------------------|--------------------------------------------------------------------------|---------|
+| DATABASE_INSTANCE        | the RDS instance to take a snapshot of before anything changes           | none    |
+| MIGRATE_WITHOUT_SNAPSHOT | true: change the schema without a snapshot                               | false   |
+| ALLOW_BREAKING_MIGRATION | the revision up to which breaking migrations may run: this release's own | none    |
+| DATABASE_RESTORED_FROM   | the snapshot this database was made from; checked once, before all else  | none    |
+| RELEASE_COMMIT           | what the history names as the commit of this release                     | none    |
+| RELEASE_IMAGE            | what the history names as its image                                      | none    |
 """
 
 import re
@@ -76,21 +86,39 @@ class Database:
     user: str
     password: str = field(repr=False)
     sslmode: str
+    engine: str = "postgresql"
 
     def uri(self) -> str:
-        """The SQLAlchemy URI, without the password: libpq reads that from PGPASSWORD.
+        """The SQLAlchemy URI, without the password: each new connection reads that from `password_variable`.
 
         So no log line, error or command line can show it, and it needs no escaping.
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
+        place = f"{quote(self.user, safe='')}@{host}:{self.port}/{quote(self.name, safe='')}"
+        if self.engine == "mysql":
+            return f"mysql+pymysql://{place}?charset=utf8mb4"
         query = urlencode({"sslmode": self.sslmode, **CONNECTION_LIMITS})
-        return (
-            f"postgresql+psycopg://{quote(self.user, safe='')}@{host}:{self.port}"
-            f"/{quote(self.name, safe='')}?{query}"
-        )
+        return f"postgresql+psycopg://{place}?{query}"
+
+    @property
+    def password_variable(self) -> str:
+        """Where the password is in the environment: libpq reads the one by itself, `mysql.py` the other."""
+        return "MYSQL_PWD" if self.engine == "mysql" else "PGPASSWORD"
 
     def __str__(self) -> str:
         return f"{self.name} on {self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What `migrate` needs besides the database. An empty text means not set."""
+
+    instance: str
+    without_snapshot: bool
+    allowed_up_to: str
+    restored_from: str
+    commit: str
+    image: str
 
 
 @dataclass(frozen=True)
@@ -105,12 +133,12 @@ class Server:
     allowed_origins: tuple[str, ...]
 
 
-def read_database(environment: Mapping[str, str]) -> Database:
-    """Read the database's variables, or raise SettingsError with every problem found."""
+def read_migration(environment: Mapping[str, str]) -> tuple[Database, Migration]:
+    """Read what `migrate` needs, or raise SettingsError with every problem found."""
     reader = _Reader(environment)
-    database = _database(reader)
+    database, migration = _database(reader), _migration(reader)
     reader.finish()
-    return database
+    return database, migration
 
 
 def read(environment: Mapping[str, str]) -> tuple[Database, Server]:
@@ -158,7 +186,8 @@ class _Reader:
 
 def _database(reader: _Reader) -> Database:
     host = reader.text("DATABASE_HOST", None, "give the database's host name alone, as in db.internal", HOST)
-    port = reader.number("DATABASE_PORT", 5432, 1, 65535)
+    engine = reader.text("DATABASE_ENGINE", "postgresql", "give postgresql or mysql", "postgresql|mysql")
+    port = reader.number("DATABASE_PORT", 3306 if engine == "mysql" else 5432, 1, 65535)
     name = reader.text("DATABASE_NAME", None, "give the name of the database, as in mlflow")
     user = reader.text("DATABASE_USER", None, "give the database user from the injected secret")
     password = reader.text("DATABASE_PASSWORD", None, "give the database password from the injected secret")
@@ -171,7 +200,26 @@ def _database(reader: _Reader) -> Database:
             f"PGSSLROOTCERT is {authority!r}: name the certificate authority's file, "
             f"which DATABASE_SSLMODE={sslmode} needs."
         )
-    return Database(host, port, name, user, password, sslmode)
+    return Database(host, port, name, user, password, sslmode, engine)
+
+
+def _migration(reader: _Reader) -> Migration:
+    names = "give the identifier as RDS shows it: letters, digits and hyphens"
+    identifier = r"|[A-Za-z][A-Za-z0-9-]*"
+    return Migration(
+        instance=reader.text("DATABASE_INSTANCE", "", names, identifier),
+        without_snapshot=reader.text("MIGRATE_WITHOUT_SNAPSHOT", "false", "give true or false", "true|false")
+        == "true",
+        allowed_up_to=reader.text(
+            "ALLOW_BREAKING_MIGRATION", "", "give the revision that the refusal named", r"|\w+"
+        ),
+        # An automated snapshot has a colon in its name (rds:...), a shared one is named by its ARN.
+        restored_from=reader.text(
+            "DATABASE_RESTORED_FROM", "", "give the snapshot's identifier", r"|[\w:.-]+"
+        ),
+        commit=reader.text("RELEASE_COMMIT", "", "give the commit's hash", r"|[\w.-]{1,64}"),
+        image=reader.text("RELEASE_IMAGE", "", "give the image's name", r"|\S{1,512}"),
+    )
 
 
 def _server(reader: _Reader) -> Server:

@@ -65,7 +65,7 @@ def test_every_missing_variable_is_named_at_once() -> None:
 
 
 def test_migrate_needs_the_database_only() -> None:
-    database = settings.read_database(GOOD | {"ARTIFACTS_DESTINATION": "", "WORKERS": "many"})
+    database, _ = settings.read_migration(GOOD | {"ARTIFACTS_DESTINATION": "", "WORKERS": "many"})
     assert database.host == "db.internal"
 
 
@@ -143,3 +143,24 @@ def test_given_origins_win() -> None:
         }
     )
     assert server.allowed_origins == ("https://mlflow.example.com",)
+
+
+def test_mysql() -> None:
+    database, _ = settings.read(GOOD | {"DATABASE_ENGINE": "mysql"})
+    assert database.port == 3306
+    assert database.uri() == "mysql+pymysql://mlflow_admin@db.internal:3306/mlflow?charset=utf8mb4"
+    [problem] = problems(DATABASE_ENGINE="oracle")
+    assert "postgresql or mysql" in problem
+
+
+def test_what_migrate_reads_is_checked() -> None:
+    _, how = settings.read_migration(GOOD)
+    assert how == settings.Migration("", False, "", "", "", "")
+    wrong = {
+        "DATABASE_INSTANCE": "arn:aws:rds:x",
+        "MIGRATE_WITHOUT_SNAPSHOT": "yes",
+        "ALLOW_BREAKING_MIGRATION": "all of them",
+    }
+    with pytest.raises(settings.SettingsError) as error:
+        settings.read_migration(GOOD | wrong)
+    assert [problem.split()[0] for problem in error.value.problems] == list(wrong)
