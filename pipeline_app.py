@@ -14,8 +14,11 @@ from cdk_nag import AwsSolutionsChecks
 from constructs import Construct
 
 from stages.artifact_store import ArtifactStore
-from stages.gate_step import GateStep
-from stages.gates import LOAD, SMOKE, pipeline_role
+from stages.build_step import EnvironmentBuildStep
+from stages.environment_build import pipeline_role
+from stages.gates import LOAD, SMOKE
+from stages.migration import MIGRATE
+from stages.pipeline_conditions import roll_back_on_failure
 from stages.pipeline_findings import acknowledge_pipeline
 from stages.platform import PlatformStage
 from stages.settings import Settings, SettingsError, load_settings
@@ -73,21 +76,24 @@ class PipelineStack(Stack):
             use_change_sets=False,
         )
 
-        def gate(kind: str, environment: str) -> GateStep:
-            return GateStep(
-                kind,
+        def step(name: str, environment: str) -> EnvironmentBuildStep:
+            return EnvironmentBuildStep(
+                name,
                 prefix=f"{settings.name}-{environment}",
                 environment=dict(settings.environments.items())[environment],
                 source=source,
             )
 
+        def deploy(environment: str, *gates: pipelines.Step) -> None:
+            stage = PlatformStage(self, environment.title(), settings=settings, environment=environment)
+            # The service rolls out only when the migration has said yes.
+            before_service = pipelines.StackSteps(stack=stage.migration, post=[step(MIGRATE, environment)])
+            delivery.add_stage(stage, stack_steps=[before_service], post=list(gates))
+
         for environment in ("dev", "staging"):
-            smoke, load = gate(SMOKE, environment), gate(LOAD, environment)
+            smoke, load = step(SMOKE, environment), step(LOAD, environment)
             load.add_step_dependency(smoke)
-            delivery.add_stage(
-                PlatformStage(self, environment.title(), settings=settings, environment=environment),
-                post=[smoke, load],
-            )
+            deploy(environment, smoke, load)
 
         # A stage of its own: a rollback of Prod is not held up by an approval inside it.
         delivery.add_wave(
@@ -95,15 +101,17 @@ class PipelineStack(Stack):
             pre=[
                 pipelines.ManualApprovalStep(
                     "Approve",
-                    comment="Staging runs this release and passed its smoke tests and its load check. Approve it for prod?",
+                    # The same for every release: another text would be another pipeline, without rollback targets.
+                    comment="Staging runs this release and passed its smoke tests and its load check. `make releases"
+                    " ENV=staging` shows what it did to the schema: if that is marked breaking, prod cannot be rolled back"
+                    " to the release before, only restored from the snapshot taken first. Approve it for prod?",
                 )
             ],
         )
 
-        delivery.add_stage(
-            PlatformStage(self, "Prod", settings=settings, environment="prod"), post=[gate(SMOKE, "prod")]
-        )
+        deploy("prod", step(SMOKE, "prod"))
         delivery.build_pipeline()
+        roll_back_on_failure(pipeline, ("Dev", "Staging", "Prod"))
         acknowledge_pipeline(store, pipeline, delivery)
 
 

@@ -9,12 +9,14 @@ from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from stages.access_logs import access_log_bucket
-from stages.gates import LOAD, SMOKE, artifact_bucket, gate_role
+from stages.environment_build import artifact_bucket, build_role
+from stages.gates import LOAD, SMOKE
+from stages.migration import MIGRATE
 from stages.settings import Settings
 
 
 class ArtifactStore(Construct):
-    """A bucket under its own key, readable by the gates that the settings' environments deploy."""
+    """A bucket under its own key, readable by the builds that the settings' environments deploy."""
 
     def __init__(self, scope: Construct, construct_id: str, *, settings: Settings) -> None:
         super().__init__(scope, construct_id)
@@ -42,30 +44,30 @@ class ArtifactStore(Construct):
             lifecycle_rules=[s3.LifecycleRule(expiration=Duration.days(365))],
             removal_policy=RemovalPolicy.RETAIN,
         )
-        self._admit_gates(settings)
+        self._admit_builds(settings)
 
-    def _admit_gates(self, settings: Settings) -> None:
-        """Let each environment's gates read the source they test with.
+    def _admit_builds(self, settings: Settings) -> None:
+        """Let each environment's builds, its migration and its gates, read the source that they run.
 
         The account is the principal and the role a condition: a policy that names a role is invalid until the role
-        exists, and on the first deployment the gates' roles do not exist yet.
+        exists, and on the first deployment the builds' roles do not exist yet.
         """
         for name, environment in settings.environments.items():
             prefix = f"{settings.name}-{name}"
             roles = [
-                f"arn:{Aws.PARTITION}:iam::{environment.account}:role/{gate_role(prefix, gate)}"
-                for gate in ((SMOKE, LOAD) if environment.load else (SMOKE,))
+                f"arn:{Aws.PARTITION}:iam::{environment.account}:role/{build_role(prefix, build)}"
+                for build in ((MIGRATE, SMOKE, LOAD) if environment.load else (MIGRATE, SMOKE))
             ]
-            gates = iam.PrincipalWithConditions(
+            builds = iam.PrincipalWithConditions(
                 iam.AccountPrincipal(environment.account), {"ArnEquals": {"aws:PrincipalArn": roles}}
             )
             self.bucket.add_to_resource_policy(
                 iam.PolicyStatement(
-                    principals=[gates],
+                    principals=[builds],
                     actions=["s3:GetObject", "s3:GetObjectVersion"],
                     resources=[self.bucket.arn_for_objects("*")],
                 )
             )
             self.key.add_to_resource_policy(
-                iam.PolicyStatement(principals=[gates], actions=["kms:Decrypt"], resources=["*"])
+                iam.PolicyStatement(principals=[builds], actions=["kms:Decrypt"], resources=["*"])
             )

@@ -1,7 +1,13 @@
-"""What must never be lost: the database and the artifact bucket, each under a key of its own."""
+"""What must never be lost: the database and the artifact bucket, each under a key of its own.
+
+A restore never touches the database in use: `restore_from` makes another instance from a snapshot, beside the first
+one, which stays in the stack as it is. When such a release is taken back, the restored instance leaves the stack but is
+kept in the account: to restore from the same snapshot again, rename or delete it first.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from aws_cdk import Duration, RemovalPolicy, Stack
@@ -20,6 +26,7 @@ from stages.settings import Database, Environment
 
 DATABASE_NAME = "mlflow"
 DATABASE_PORT = 5432
+ENGINE = rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.VER_18_3)
 
 
 class DataStack(Stack):
@@ -99,36 +106,56 @@ class DataStack(Stack):
         return policy
 
     def _database(self, prefix: str, size: Database, vpc: ec2.IVpc) -> rds.DatabaseInstance:
-        self.database_key = key = kms.Key(
+        """The database in use: the environment's first one, or one made from a snapshot beside it."""
+        self.database_key = kms.Key(
             self,
             "DatabaseKey",
             description="MLflow database, its snapshots and its master secret",
             enable_key_rotation=True,
             removal_policy=RemovalPolicy.RETAIN,
         )
-        engine = rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.VER_18_3)
+        self._group = ec2.SecurityGroup(
+            self, "DatabaseGroup", vpc=vpc, description="MLflow database", allow_all_outbound=False
+        )
+        self._parameters = rds.ParameterGroup(
+            self,
+            "DatabaseParameters",
+            engine=ENGINE,
+            description="MLflow database: TLS only",
+            parameters={"rds.force_ssl": "1"},
+        )
+        used = self._instance("Database", f"{prefix}-database", size, vpc)
+        if size.restore_from:
+            # Named after its snapshot, so that the next restore is another database again.
+            name = hashlib.sha256(size.restore_from.encode()).hexdigest()[:8]
+            used = self._instance(f"Database-{name}", f"{prefix}-database-{name}", size, vpc)
+            _restore(used, size.restore_from)
+        assert used.secret is not None
+        self.secret_arn = used.secret.secret_arn
+        database_alarms(self, prefix, used)
+        return used
+
+    def _instance(
+        self, construct_id: str, identifier: str, size: Database, vpc: ec2.IVpc
+    ) -> rds.DatabaseInstance:
         instance = rds.DatabaseInstance(
             self,
-            "Database",
-            engine=engine,
-            instance_identifier=f"{prefix}-database",
+            construct_id,
+            engine=ENGINE,
+            instance_identifier=identifier,
             instance_type=ec2.InstanceType(size.instance_class),
             vpc=vpc,
             vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED),
-            security_groups=[
-                ec2.SecurityGroup(
-                    self, "DatabaseGroup", vpc=vpc, description="MLflow database", allow_all_outbound=False
-                )
-            ],
+            security_groups=[self._group],
             database_name=DATABASE_NAME,
             port=DATABASE_PORT,
-            credentials=rds.Credentials.from_username("mlflow", encryption_key=key),
+            credentials=rds.Credentials.from_username("mlflow", encryption_key=self.database_key),
             manage_master_user_password=True,
             multi_az=size.multi_az,
             allocated_storage=size.storage_gib,
             max_allocated_storage=size.storage_gib * 5,
             storage_encrypted=True,
-            storage_encryption_key=key,
+            storage_encryption_key=self.database_key,
             storage_type=rds.StorageType.GP3,
             backup_retention=Duration.days(size.backup_days),
             copy_tags_to_snapshot=True,
@@ -137,20 +164,14 @@ class DataStack(Stack):
             auto_minor_version_upgrade=True,
             cloudwatch_logs_exports=["postgresql"],
             enable_performance_insights=True,
-            performance_insight_encryption_key=key,
-            parameter_group=rds.ParameterGroup(
-                self,
-                "DatabaseParameters",
-                engine=engine,
-                description="MLflow database: TLS only",
-                parameters={"rds.force_ssl": "1"},
-            ),
-            removal_policy=RemovalPolicy.SNAPSHOT,
+            performance_insight_encryption_key=self.database_key,
+            parameter_group=self._parameters,
+            removal_policy=RemovalPolicy.RETAIN,
         )
         log_group = logs.LogGroup(
             self,
-            "DatabaseLogs",
-            log_group_name=f"/aws/rds/instance/{prefix}-database/postgresql",
+            f"{construct_id}Logs",
+            log_group_name=f"/aws/rds/instance/{identifier}/postgresql",
             retention=logs.RetentionDays.THREE_MONTHS,
             removal_policy=RemovalPolicy.DESTROY,
         )
@@ -159,7 +180,7 @@ class DataStack(Stack):
         if not size.deletion_protection:
             acknowledge(
                 instance,
-                "The settings choose to leave this environment deletable; a final snapshot is taken all the same.",
+                "The settings choose to leave this environment's database deletable by hand; this stack never deletes it.",
                 "RDS10",
             )
         if not size.multi_az:
@@ -173,5 +194,25 @@ class DataStack(Stack):
             "An obscure port hides nothing inside isolated subnets whose security group admits the tasks alone.",
             "RDS11",
         )
-        database_alarms(self, prefix, instance)
         return instance
+
+
+def _restore(instance: rds.DatabaseInstance, snapshot: str) -> None:
+    """Make the instance from a snapshot.
+
+    By override: the L2 for restored instances cannot leave the master password to RDS (`manage_master_user_password`),
+    and is another class for what is the same database in every other respect. What a snapshot brings must not be given; its
+    size and version may have grown beyond the settings', and RDS refuses to shrink either.
+    """
+    resource = instance.node.default_child
+    assert isinstance(resource, rds.CfnDBInstance)
+    resource.add_property_override("DBSnapshotIdentifier", snapshot)
+    for brought in (
+        "DBName",
+        "MasterUsername",
+        "StorageEncrypted",
+        "KmsKeyId",
+        "AllocatedStorage",
+        "EngineVersion",
+    ):
+        resource.add_property_deletion_override(brought)

@@ -23,8 +23,11 @@ def service_alarms(
     balancer: elb.ApplicationLoadBalancer,
     targets: elb.ApplicationTargetGroup,
 ) -> None:
-    """Alarms on what people feel: errors, slowness, missing tasks, and a service near its size."""
-    _alarm(
+    """Alarms on what people feel: errors, slowness, missing tasks, and a service near its size.
+
+    Errors and slowness also take back a deployment during which they begin; the others would speak of both revisions.
+    """
+    server_errors = _alarm(
         scope,
         "ServerErrors",
         prefix,
@@ -32,7 +35,7 @@ def service_alarms(
         targets.metrics.http_code_target(elb.HttpCodeTarget.TARGET_5XX_COUNT, period=Duration.minutes(1)),
         threshold=10,
     )
-    _alarm(
+    balancer_errors = _alarm(
         scope,
         "BalancerErrors",
         prefix,
@@ -49,7 +52,7 @@ def service_alarms(
         threshold=1,
         minutes=5,
     )
-    _alarm(
+    slow_answers = _alarm(
         scope,
         "SlowAnswers",
         prefix,
@@ -76,6 +79,13 @@ def service_alarms(
         threshold=90,
         minutes=5,
     )
+    during_deployments = (server_errors, balancer_errors, slow_answers)
+    # By name: the alarms know the service's target group, so the service cannot refer to them as well.
+    service.enable_deployment_alarms(
+        [f"{prefix}-{alarm.node.id.removesuffix('Alarm')}" for alarm in during_deployments],
+        behavior=ecs.AlarmBehavior.ROLLBACK_ON_ALARM,
+    )
+    service.node.add_dependency(*during_deployments)
 
 
 def database_alarms(scope: Construct, prefix: str, database: rds.DatabaseInstance) -> None:
@@ -110,8 +120,8 @@ def _alarm(
     threshold: float,
     minutes: int = 1,
     comparison: cloudwatch.ComparisonOperator = cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
-) -> None:
-    cloudwatch.Alarm(
+) -> cloudwatch.Alarm:
+    return cloudwatch.Alarm(
         scope,
         f"{name}Alarm",
         alarm_name=f"{prefix}-{name}",

@@ -13,6 +13,7 @@ from constructs import Construct
 
 from stages.data import DataStack
 from stages.gates import GatesStack
+from stages.migration import MigrationStack
 from stages.network import NetworkStack
 from stages.settings import Settings
 from stages.tracking import TrackingStack
@@ -30,6 +31,16 @@ class PlatformStage(Stage):
         data = DataStack(
             self, "Data", stack_name=f"{prefix}-data", prefix=prefix, settings=own, vpc=network.vpc
         )
+        self.migration = MigrationStack(
+            self,
+            "Migration",
+            stack_name=f"{prefix}-migration",
+            prefix=prefix,
+            settings=settings,
+            environment=own,
+            network=network,
+            data=data,
+        )
         tracking = TrackingStack(
             self,
             "Tracking",
@@ -39,6 +50,7 @@ class PlatformStage(Stage):
             vpc=network.vpc,
             data=data,
         )
+        tracking.add_stack_dependency(self.migration)
         GatesStack(
             self,
             "Gates",

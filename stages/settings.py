@@ -125,6 +125,17 @@ class Database(_Table):
     multi_az: bool
     backup_days: Annotated[int, _between(1, 35, "a number of days")]
     deletion_protection: bool
+    restore_from: (
+        Annotated[
+            str,
+            _matching(
+                r"[A-Za-z](-?[A-Za-z0-9])*(:[a-z0-9-]+)?",
+                "name the snapshot as RDS and a refused rollback show it, such as"
+                ' "mlflow-dev-database-0584bdc529eb-20261121-120000"',
+            ),
+        ]
+        | None
+    ) = None
 
 
 class Load(_Table):
@@ -249,6 +260,17 @@ class Settings(_Table):
     name: Name
     source: Source
     tooling: Tooling
+    allow_breaking_migration: (
+        Annotated[
+            str,
+            _matching(
+                r"[0-9a-f]{12}",
+                "name the one revision that may be reached by breaking migrations, 12 hexadecimal digits, as the"
+                " migration that was refused named it",
+            ),
+        ]
+        | None
+    ) = None
     environments: Environments
 
     @model_validator(mode="after")

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from aws_cdk import Aws, CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import Aws, CfnOutput, Duration, Stack
 from aws_cdk import aws_ec2 as ec2
-from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elb
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_logs as logs
-from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from stages.access_logs import access_log_bucket
-from stages.data import DATABASE_NAME, DATABASE_PORT, DataStack
-from stages.findings import acknowledge
+from stages.data import DATABASE_PORT, DataStack
+from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
 from stages.settings import Environment
 
-IMAGE_DIRECTORY = Path(__file__).resolve().parent.parent / "mlflow_image"
 PORT = 5000
 
 BALANCER_IDLE_TIMEOUT = Duration.seconds(60)
@@ -106,91 +101,37 @@ class TrackingStack(Stack):
             vpc=self._vpc,
             container_insights_v2=ecs.ContainerInsights.ENABLED,
         )
-        task = ecs.FargateTaskDefinition(
+        role = self._task_role()
+        task = MlflowTask(
             self,
             "Task",
             family=self._prefix,
             cpu=settings.cpu,
-            memory_limit_mib=settings.memory,
-            task_role=self._task_role(),
-        )
-        task.add_volume(name="tmp")
-        database = self._data.database
-        assert database.secret is not None
-        # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
-        # other stack's key, and each stack would wait for the other.
-        secret = secretsmanager.Secret.from_secret_complete_arn(
-            self, "DatabaseSecret", database.secret.secret_arn
-        )
-        container = task.add_container(
-            "mlflow",
-            image=ecs.ContainerImage.from_docker_image_asset(
-                ecr_assets.DockerImageAsset(
-                    self,
-                    "Image",
-                    display_name="MLflow server",
-                    directory=str(IMAGE_DIRECTORY),
-                    platform=ecr_assets.Platform.LINUX_AMD64,
-                )
-            ),
-            port_mappings=[ecs.PortMapping(container_port=PORT)],
+            memory=settings.memory,
+            role=role,
+            data=self._data,
+            command="serve",
+            ports=[PORT],
             environment={
                 "ARTIFACTS_DESTINATION": f"s3://{self._data.bucket.bucket_name}",
-                "DATABASE_HOST": database.db_instance_endpoint_address,
-                "DATABASE_NAME": DATABASE_NAME,
-                "DATABASE_PORT": database.db_instance_endpoint_port,
-                "DATABASE_SECRET_ARN": secret.secret_arn,
+                "DATABASE_SECRET_ARN": self._data.secret_arn,
                 "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
                 "WORKERS": str(settings.workers),
             },
-            secrets={
-                "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
-                "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
-            },
-            logging=ecs.LogDriver.aws_logs(
-                stream_prefix="server",
-                log_group=logs.LogGroup(
-                    self,
-                    "Logs",
-                    log_group_name=f"/{self._prefix}/tracking",
-                    retention=logs.RetentionDays.THREE_MONTHS,
-                    removal_policy=RemovalPolicy.DESTROY,
-                ),
-            ),
-            readonly_root_filesystem=True,
             stop_timeout=STOP_TIMEOUT,
+            log_group_name=f"/{self._prefix}/tracking",
         )
-        container.add_mount_points(
-            ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False)
-        )
-        acknowledge(
-            task,
-            "The environment holds names and addresses only; user and password come from Secrets Manager.",
-            "ECS2",
-        )
-        assert task.execution_role is not None
-        read_key = iam.PolicyStatement(
-            actions=["kms:Decrypt"],
-            resources=[self._data.database_key.key_arn],
-            conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
-        )
-        task.add_to_execution_role_policy(read_key)
         # The server reads the password again when RDS has rotated it.
-        task.add_to_task_role_policy(
-            iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[secret.secret_arn])
+        role.add_to_policy(
+            iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[self._data.secret_arn])
         )
-        task.add_to_task_role_policy(read_key)
-        acknowledge(
-            task.execution_role,
-            "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
-            "IAM5[Resource::*]",
-        )
+        role.add_to_policy(task.read_key)
         return ecs.FargateService(
             self,
             "Service",
             service_name=self._prefix,
             cluster=cluster,
-            task_definition=task,
+            task_definition=task.definition,
             desired_count=settings.tasks,
             min_healthy_percent=100,
             max_healthy_percent=200,

@@ -10,7 +10,10 @@ import pytest
 
 from stages.settings import Settings, load_settings
 
-from .assembly import ENVIRONMENTS, ROOT, Assembly, Platform, context, synthesize
+from .assembly import ENVIRONMENTS, ROOT, Assembly, Json, Platform, context, synthesize
+
+ALLOWED_REVISION = "0584bdc529eb"
+SNAPSHOT = "mlflow-dev-database-0584bdc529eb-20261121-120000"
 
 
 @pytest.fixture(scope="session")
@@ -45,24 +48,36 @@ def platform(request: pytest.FixtureRequest, assembly: Assembly) -> Platform:
 
 @pytest.fixture(scope="session")
 def public_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    """Dev as it would be on the internet; a cdk-nag finding that is not acknowledged fails its synthesis."""
-    from aws_cdk import App, Validations
-    from cdk_nag import AwsSolutionsChecks
-
-    from stages.platform import PlatformStage
-
-    dev = settings.environments.dev.model_dump() | {
+    """Dev as it would be on the internet."""
+    content = settings.model_dump()
+    content["environments"]["dev"] |= {
         "exposure": "internet-facing",
         "certificate_arn": f"arn:aws:acm:{settings.tooling.region}:{settings.environments.dev.account}:certificate/c0ffee",
         "host_name": "mlflow.example.com",
         "ingress_cidrs": ["198.51.100.0/24", "203.0.113.7/32"],
     }
+    return synthesized_dev(content, tmp_path_factory.mktemp("public")).platform("dev")
+
+
+@pytest.fixture(scope="session")
+def restored(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Assembly:
+    """Dev with a database from a snapshot, and a breaking migration allowed."""
     content = settings.model_dump()
-    content["environments"]["dev"] = dev
-    public = Settings.model_validate(content)
-    directory: Path = tmp_path_factory.mktemp("public")
+    content["allow_breaking_migration"] = ALLOWED_REVISION
+    content["environments"]["dev"]["database"]["restore_from"] = SNAPSHOT
+    return synthesized_dev(content, tmp_path_factory.mktemp("restored"))
+
+
+def synthesized_dev(content: Json, directory: Path) -> Assembly:
+    """Dev with settings of its own; a cdk-nag finding that is not acknowledged fails its synthesis."""
+    from aws_cdk import App, Validations
+    from cdk_nag import AwsSolutionsChecks
+
+    from stages.platform import PlatformStage
+
+    variant = Settings.model_validate(content)
     app = App(outdir=str(directory), context=context(), analytics_reporting=False)
-    PlatformStage(app, "Dev", settings=public, environment="dev")
+    PlatformStage(app, "Dev", settings=variant, environment="dev")
     Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
     app.synth()
-    return Assembly(directory, public).platform("dev")
+    return Assembly(directory, variant)

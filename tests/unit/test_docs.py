@@ -23,7 +23,14 @@ CAPABILITIES = {"P": 13, "D": 8, "N": 5, "S": 4, "C": 5, "O": 5, "M": 8}
 """How many capabilities each group of the controls page has; a row that is dropped must be missed."""
 
 STATUSES = ("rehearsed", "synthesized", "not yet")
-SOURCES = ["Makefile", "stages/*.py", "mlflow_image/*.py", "*_tests/*.py", "rehearsal/**/*.py"]
+SOURCES = [
+    "Makefile",
+    "stages/*.py",
+    "mlflow_image/*.py",
+    "*_tests/*.py",
+    "operations/*.py",
+    "rehearsal/**/*.py",
+]
 OTHERS_MESSAGES = (
     "Acknowledge with 'AwsSolutions",  # cdk-nag
     "The S3 Bucket or bucket policy does not require requests to use SSL",
@@ -33,7 +40,10 @@ OTHERS_MESSAGES = (
     "Cross-origin request blocked",
     "TEMPORARILY_UNAVAILABLE",
 )
-"""Messages of others that the troubleshooting page quotes."""
+"""Messages of others that the pages below quote."""
+
+QUOTING = ("troubleshooting.md", "rollback.md")
+"""Pages on which code in bold, and code in the first column of a table, is a message."""
 
 
 def read(path: Path) -> str:
@@ -112,10 +122,10 @@ def setting_keys(table: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def messages() -> list[str]:
-    """What the troubleshooting page quotes as messages: code in bold, and code in the first column of its table."""
-    page = ROOT / "docs" / "troubleshooting.md"
-    bold = re.findall(r"^\*\*(.+?)\*\*", read(page), flags=re.MULTILINE)
-    cells = [row[0] for row in table_rows(page)]
+    """What the pages that people search with a message in their hand quote as messages."""
+    pages = [ROOT / "docs" / page for page in QUOTING]
+    bold = [text for page in pages for text in re.findall(r"^\*\*(.+?)\*\*", read(page), flags=re.MULTILINE)]
+    cells = [row[0] for page in pages for row in table_rows(page)]
     return [code for text in (*bold, *cells) for code in re.findall(r"`([^`]+)`", text) if " " in code]
 
 

@@ -14,6 +14,7 @@ def gates(platform: Platform) -> dict[str, Json]:
     return {
         project.properties["Name"].removeprefix(f"{platform.prefix}-"): project.properties
         for project in platform.all("AWS::CodeBuild::Project")
+        if project.path.startswith("gates/")
     }
 
 
@@ -72,25 +73,27 @@ def test_the_demo_is_part_of_smoke_where_the_settings_say_so(platform: Platform)
 
 
 def test_only_the_pipeline_may_start_gates(platform: Platform, settings: Settings) -> None:
-    starter = platform.at("gates/Starter").properties
+    """Each gate has a starter of its own, under the name by which the pipeline takes it on."""
     tooling = f"arn:aws:iam::{settings.tooling.account}"
-    (statement,) = starter["AssumeRolePolicyDocument"]["Statement"]
-    assert statement["Principal"] == {"AWS": f"{tooling}:root"}
-    assert statement["Condition"] == {
-        "ArnEquals": {"aws:PrincipalArn": f"{tooling}:role/{settings.name}-pipeline"}
-    }
+    for gate in gates(platform):
+        starter = platform.at(f"gates/{gate.title()}/Starter").properties
+        assert starter["RoleName"] == f"{platform.prefix}-{gate}-starter"
+        (statement,) = starter["AssumeRolePolicyDocument"]["Statement"]
+        assert statement["Principal"] == {"AWS": f"{tooling}:root"}
+        assert statement["Condition"] == {
+            "ArnEquals": {"aws:PrincipalArn": f"{tooling}:role/{settings.name}-pipeline"}
+        }
 
 
-def test_the_starter_may_start_gates_and_no_more(platform: Platform) -> None:
-    allowed = platform.permissions("gates/Starter")
-    assert {action for action, _, _ in allowed} == {
-        "codebuild:BatchGetBuilds",
-        "codebuild:StartBuild",
-        "codebuild:StopBuild",
-    }
-    assert {resource for _, resource, _ in allowed} == {
-        f"<gates/{gate.title()}Project.Arn>" for gate in gates(platform)
-    }
+def test_a_starter_may_start_its_gate_and_no_more(platform: Platform) -> None:
+    for gate in gates(platform):
+        allowed = platform.permissions(f"gates/{gate.title()}/Starter")
+        assert {action for action, _, _ in allowed} == {
+            "codebuild:BatchGetBuilds",
+            "codebuild:StartBuild",
+            "codebuild:StopBuild",
+        }
+        assert {resource for _, resource, _ in allowed} == {f"<gates/{gate.title()}/Project.Arn>"}
 
 
 def test_a_gate_reads_the_source_and_nothing_of_the_environment(
@@ -102,7 +105,7 @@ def test_a_gate_reads_the_source_and_nothing_of_the_environment(
     key = f"arn:aws:kms:{tooling.region}:{tooling.account}:key/*"
     by_s3 = {"StringEquals": {"kms:ViaService": f"s3.{tooling.region}.amazonaws.com"}}
     for gate in gates(platform):
-        allowed = platform.permissions(f"gates/{gate.title()}Role")
+        allowed = platform.permissions(f"gates/{gate.title()}/Role")
         data = [(a, r) for a, r, _ in allowed if a.startswith(("s3:", "secretsmanager:", "rds", "dynamodb:"))]
         assert sorted(data) == [("s3:GetObject", source), ("s3:GetObjectVersion", source)]
         elsewhere = [p for p in allowed if p[0].startswith("kms:") and p[1] != "<gates/Key.Arn>"]

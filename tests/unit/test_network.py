@@ -8,10 +8,12 @@ from ipaddress import IPv4Network
 from .assembly import Json, Platform, attributes
 
 KINDS = ("public", "private", "isolated")
-BALANCER, SERVICE, DATABASE, GATE = (
+BALANCER, SERVICE, DATABASE, MIGRATION, BUILD, GATE = (
     "tracking/BalancerGroup",
     "tracking/ServiceGroup",
     "data/DatabaseGroup",
+    "migration/MigrationGroup",
+    "migration/BuildGroup",
     "gates/GateGroup",
 )
 EVERYWHERE = "0.0.0.0/0"
@@ -98,11 +100,16 @@ def flows(platform: Platform, direction: str) -> Iterator[Flow]:
 
 
 def between_groups(port: int) -> set[Flow]:
-    return {(BALANCER, SERVICE, 5000), (SERVICE, DATABASE, 5432), (GATE, BALANCER, port)}
+    return {
+        (BALANCER, SERVICE, 5000),
+        (SERVICE, DATABASE, 5432),
+        (MIGRATION, DATABASE, 5432),
+        (GATE, BALANCER, port),
+    }
 
 
 def test_who_can_reach_whom(platform: Platform) -> None:
-    """Inbound: clients and gates to the load balancer, that to the tasks, these to the database. Nothing else."""
+    """Inbound: clients and gates to the load balancer, that to the tasks, these and the migration to the database."""
     port = 443 if platform.settings.certificate_arn else 80
     clients = {(cidr, BALANCER, port) for cidr in platform.settings.ingress_cidrs}
     inbound = set(flows(platform, "Ingress"))
@@ -112,10 +119,12 @@ def test_who_can_reach_whom(platform: Platform) -> None:
 
 
 def test_who_may_call_out(platform: Platform) -> None:
-    """Outbound: the same, and HTTPS to AWS for tasks and gates. The database and the balancer call nobody else."""
+    """Outbound: the same, and HTTPS to AWS for tasks and builds. The database and the balancer call nobody else."""
     port = 443 if platform.settings.certificate_arn else 80
     outbound = set(flows(platform, "Egress"))
-    assert outbound == between_groups(port) | {(SERVICE, EVERYWHERE, 443), (GATE, EVERYWHERE, 443)}
+    assert outbound == between_groups(port) | {
+        (who, EVERYWHERE, 443) for who in (SERVICE, MIGRATION, BUILD, GATE)
+    }
 
 
 def test_no_group_keeps_the_rule_that_lets_everything_out(platform: Platform) -> None:

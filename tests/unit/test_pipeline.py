@@ -193,30 +193,31 @@ def test_the_image_is_built_once_and_is_the_same_everywhere(
     assert len(hashes) == 1
     assert accounts == [platform.settings.account for platform in platforms]
     for platform in platforms:
-        (container,) = platform.only("AWS::ECS::TaskDefinition").properties["ContainerDefinitions"]
-        assert container["Image"].endswith(f":{next(iter(hashes))}")
-        assert container["Image"].startswith(
-            f"{platform.settings.account}.dkr.ecr.{platform.settings.region}."
-        )
+        for task in platform.all("AWS::ECS::TaskDefinition"):
+            (container,) = task.properties["ContainerDefinitions"]
+            assert container["Image"].endswith(f":{next(iter(hashes))}")
+            assert container["Image"].startswith(
+                f"{platform.settings.account}.dkr.ecr.{platform.settings.region}."
+            )
 
 
 def test_an_image_only_release_leaves_the_pipeline_as_it_is(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it does not mutate the pipeline, and the executions before it stay what a rollback can go back to."""
-    import stages.tracking
+    import stages.mlflow_task
 
     image = tmp_path / "mlflow_image"
     shutil.copytree(ROOT / "mlflow_image", image)
-    monkeypatch.setattr(stages.tracking, "IMAGE_DIRECTORY", image)
+    monkeypatch.setattr(stages.mlflow_task, "IMAGE_DIRECTORY", image)
     before = templates(settings, tmp_path / "before")
     with (image / "entrypoint.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     after = templates(settings, tmp_path / "after")
 
     changed = {name for name, template in after.items() if before[name] != template}
-    assert len(changed) == len(ENVIRONMENTS)
-    assert all("Tracking" in name for name in changed), changed
+    assert len(changed) == 2 * len(ENVIRONMENTS)
+    assert all("Migration" in name or "Tracking" in name for name in changed), changed
 
 
 def templates(settings: Settings, output: Path) -> dict[str, bytes]:
@@ -253,6 +254,24 @@ def test_the_approval_has_a_stage_of_its_own(stages: dict[str, list[Json]]) -> N
     assert len(stages["Promote"]) == 1
 
 
+def test_environments_roll_back_by_themselves_and_no_other_stage(pipeline: Json) -> None:
+    """Source cannot be rolled back; an approval that says no leaves Staging and Prod as they are."""
+    failing = {stage["Name"]: stage["OnFailure"] for stage in pipeline["Stages"] if "OnFailure" in stage}
+    assert failing == {environment.title(): {"Result": "ROLLBACK"} for environment in ENVIRONMENTS}
+    assert all("Actions" in stage for stage in pipeline["Stages"]), "an override beside the stages"
+
+
+def test_a_stage_that_is_not_there_cannot_be_rolled_back() -> None:
+    from aws_cdk import App, Stack
+    from aws_cdk import aws_codepipeline as codepipeline
+
+    from stages.pipeline_conditions import roll_back_on_failure
+
+    pipeline = codepipeline.Pipeline(Stack(App(), "Somewhere"), "Pipeline")
+    with pytest.raises(ValueError, match="has no stage Nowhere"):
+        roll_back_on_failure(pipeline, ["Nowhere"])
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_an_environment_is_deployed_and_then_gated(
     environment: str, stages: dict[str, list[Json]], settings: Settings
@@ -260,7 +279,8 @@ def test_an_environment_is_deployed_and_then_gated(
     actions = sorted(stages[environment.title()], key=lambda action: action["RunOrder"])
     assert len({action["RunOrder"] for action in actions}) == len(actions), "one after the other"
     prefix = f"{settings.name}-{environment}"
-    deployed = [f"{prefix}-{stack}.Deploy" for stack in ("network", "data", "tracking", "gates")]
+    deployed = [f"{prefix}-{stack}.Deploy" for stack in ("network", "data", "migration", "tracking", "gates")]
+    deployed.insert(3, f"{prefix}-migration.Migrate")  # before the service is touched
     gates = ["Smoke", "Load"] if dict(settings.environments.items())[environment].load else ["Smoke"]
     assert [action["Name"] for action in actions] == deployed + gates
 
@@ -274,8 +294,9 @@ def test_gates_run_in_the_environments_account_on_the_release_s_source(
     gates = [a for a in stages[environment.title()] if a["ActionTypeId"]["Provider"] == "CodeBuild"]
     assert gates
     for gate in gates:
-        assert gate["Configuration"]["ProjectName"] == f"{prefix}-{gate['Name'].lower()}"
-        assert gate["RoleArn"] == f"arn:aws:iam::{account}:role/{prefix}-gate-starter"
+        name = gate["Name"].rpartition(".")[2].lower()
+        assert gate["Configuration"]["ProjectName"] == f"{prefix}-{name}"
+        assert gate["RoleArn"] == f"arn:aws:iam::{account}:role/{prefix}-{name}-starter"
         assert gate["InputArtifacts"] == stages["Source"][0]["OutputArtifacts"]
 
 
@@ -342,15 +363,15 @@ def test_an_account_is_let_in_for_the_roles_of_its_gates_alone(
     assembly: Assembly, settings: Settings, environment: str, of: str, actions: list[str]
 ) -> None:
     own = dict(settings.environments.items())[environment]
-    gates = ("smoke", "load") if own.load else ("smoke",)
+    builds = ("migrate", "smoke", "load") if own.load else ("migrate", "smoke")
     root = {"AWS": f"arn:aws:iam::{own.account}:root"}
     (statement,) = (s for s in documents(assembly)[of] if s["Principal"] == root)
     assert as_list(statement["Action"]) == actions
     assert statement["Condition"] == {
         "ArnEquals": {
             "aws:PrincipalArn": [
-                f"arn:${{AWS::Partition}}:iam::{own.account}:role/{settings.name}-{environment}-{gate}-gate"
-                for gate in gates
+                f"arn:${{AWS::Partition}}:iam::{own.account}:role/{settings.name}-{environment}-{build}-build"
+                for build in builds
             ]
         }
     }

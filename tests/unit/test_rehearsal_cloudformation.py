@@ -320,6 +320,8 @@ def test_a_failed_update_takes_everything_back(deployments: Deployments) -> None
     assert deployments.stack.resources == before.resources
     assert deployments.stack.outputs == {"Of": "b"}
     assert not deployments.deploy(good, Outputs={"Of": {"Value": named("B")}}).changed
+    deployments.deploy(good, Outputs={"Of": {"Value": named("B")}})
+    assert deployments.stack.status == "UPDATE_ROLLBACK_COMPLETE", "what changes nothing is no update"
 
 
 def test_a_rollback_that_meets_an_error_undoes_the_rest(deployments: Deployments) -> None:

@@ -77,7 +77,8 @@ def store_with_layer(directory: Path, lock: str) -> ImageStore:
 def test_the_last_stage_says_what_is_run(store: ImageStore, context: Path) -> None:
     image = store.build(context, "server")
     root = Path(image.root)
-    assert image.command == [f"{root}/opt/venv/bin/python", f"{root}/app/entrypoint.py", "serve"]
+    assert image.entrypoint == [f"{root}/opt/venv/bin/python", f"{root}/app/entrypoint.py"]
+    assert image.command == ["serve"]
     assert image.directory == f"{root}/tmp"
     assert image.environment == {
         "FIRST": "1",
@@ -180,8 +181,8 @@ def test_the_repository_s_own_image(tmp_path: Path) -> None:
     context = ROOT / "mlflow_image"
     lock = (context / "requirements.lock").read_text(encoding="utf-8")
     image = store_with_layer(tmp_path / "images", lock).build(context, "server")
-    python, entrypoint, command = image.command
-    assert (Path(python).name, command) == ("python", "serve")
+    python, entrypoint = image.entrypoint
+    assert (Path(python).name, image.command) == ("python", ["serve"])
     present = {path.name for path in Path(entrypoint).parent.iterdir()}
     assert present == {path.name for path in context.glob("*.py")}, "the Dockerfile copies every module"
 

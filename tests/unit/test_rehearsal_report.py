@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from rehearsal.cloudformation import Physical, Resource, Stack
-from rehearsal.pipeline import Action, Execution, StageRun, reported
+from rehearsal.executions import Action, StageRun
+from rehearsal.pipeline import Execution, reported
 from rehearsal.report import NOT_PROVEN, Report, declared_types, table
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -51,6 +51,14 @@ region = "eu-west-1"
     + LOAD
     + ENVIRONMENT.format(name="prod", account="444444444444", cidr="10.30.0.0/16")
 )
+REVISION_MEND = (
+    "name the one revision that may be reached by breaking migrations, 12 hexadecimal digits, as the migration that was"
+    " refused named it"
+)
+SNAPSHOT_MEND = (
+    "name the snapshot as RDS and a refused rollback show it, such as"
+    ' "mlflow-dev-database-0584bdc529eb-20261121-120000"'
+)
 CERTIFICATE = """certificate_arn = "arn:aws:acm:eu-west-1:222222222222:certificate/c0ffee"
 host_name = "mlflow.example.com"
 """
@@ -79,6 +87,32 @@ def test_good_settings_load(tmp_path: Path) -> None:
     assert settings.environments.dev.load is not None
     assert settings.environments.dev.load.spawn_rate == 4.0
     assert settings.environments.prod.load is None
+
+
+def test_nothing_breaking_is_allowed_and_nothing_restored_unless_the_settings_say_so(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings.allow_breaking_migration is None
+    assert all(own.database.restore_from is None for _, own in settings.environments.items())
+
+
+def test_a_breaking_migration_is_allowed_for_one_revision(tmp_path: Path) -> None:
+    settings = load(tmp_path, 'name = "mlflow"', 'name = "mlflow"\nallow_breaking_migration = "0584bdc529eb"')
+    assert settings.allow_breaking_migration == "0584bdc529eb"
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        "mlflow-dev-database-0584bdc529eb-20261121-120000",
+        "Before",
+        "rds:mlflow-dev-database-2026-11-21-03-04",
+    ],
+)
+def test_a_database_is_restored_in_one_environment(tmp_path: Path, snapshot: str) -> None:
+    """From a snapshot of the migration's, of a person's, or one of the nightly ones that RDS takes."""
+    settings = load(tmp_path, "multi_az = true", f'multi_az = true, restore_from = "{snapshot}"')
+    assert settings.environments.dev.database.restore_from == snapshot
+    assert settings.environments.staging.database.restore_from is None
 
 
 @pytest.mark.parametrize(
@@ -178,6 +212,37 @@ def test_good_settings_load(tmp_path: Path) -> None:
             LOAD,
             "load = 3\n",
             "environments.dev.load = 3: is not a table; write its keys below a heading or in braces",
+        ),
+        (
+            'name = "mlflow"',
+            'name = "mlflow"\nallow_breaking_migration = true',
+            "allow_breaking_migration = true: write it in quotes",
+        ),
+        (
+            'name = "mlflow"',
+            'name = "mlflow"\nallow_breaking_migration = "yes"',
+            f'allow_breaking_migration = "yes": {REVISION_MEND}',
+        ),
+        (
+            'name = "mlflow"',
+            'name = "mlflow"\nallow_breaking_migration = "0584BDC529EB"',
+            f'allow_breaking_migration = "0584BDC529EB": {REVISION_MEND}',
+        ),
+        (
+            "multi_az = true",
+            'multi_az = true, restore_from = ""',
+            f'environments.dev.database.restore_from = "": {SNAPSHOT_MEND}',
+        ),
+        (
+            "multi_az = true",
+            'multi_az = true, restore_from = "before--upgrade"',
+            f'environments.dev.database.restore_from = "before--upgrade": {SNAPSHOT_MEND}',
+        ),
+        (
+            "multi_az = true",
+            'multi_az = true, restore_from = "arn:aws:rds:eu-west-1:222222222222:snapshot:mine"',
+            'environments.dev.database.restore_from = "arn:aws:rds:eu-west-1:222222222222:snapshot:mine":'
+            f" {SNAPSHOT_MEND}",
         ),
         # how much of it
         (

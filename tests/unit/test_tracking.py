@@ -24,7 +24,7 @@ def service(platform: Platform) -> Json:
 
 @pytest.fixture
 def task(platform: Platform) -> Json:
-    return platform.only("AWS::ECS::TaskDefinition").properties
+    return platform.at("tracking/Task/Definition").properties
 
 
 @pytest.fixture
@@ -86,20 +86,20 @@ def test_the_execution_role_may_start_a_task_and_no_more(platform: Platform) -> 
         ("ecr:BatchGetImage", repository, {}),
         ("ecr:GetDownloadUrlForLayer", repository, {}),
         ("ecr:GetAuthorizationToken", "*", {}),
-        ("logs:CreateLogStream", "<tracking/Logs.Arn>", {}),
-        ("logs:PutLogEvents", "<tracking/Logs.Arn>", {}),
+        ("logs:CreateLogStream", "<tracking/Task/Logs.Arn>", {}),
+        ("logs:PutLogEvents", "<tracking/Task/Logs.Arn>", {}),
         ("secretsmanager:DescribeSecret", secret, {}),
         ("secretsmanager:GetSecretValue", secret, {}),
         ("kms:Decrypt", "<data/DatabaseKey.Arn>", by_secrets_manager),
     ]
-    assert in_order(platform.permissions("tracking/Task/ExecutionRole")) == in_order(expected)
+    assert in_order(platform.permissions("tracking/Task/Definition/ExecutionRole")) == in_order(expected)
 
 
 def in_order(permissions: list[tuple[str, str, Json]]) -> list[tuple[str, str, Json]]:
     return sorted(permissions, key=str)
 
 
-@pytest.mark.parametrize("role", ["tracking/TaskRole", "tracking/Task/ExecutionRole"])
+@pytest.mark.parametrize("role", ["tracking/TaskRole", "tracking/Task/Definition/ExecutionRole"])
 def test_only_ecs_tasks_take_on_the_roles_of_tasks(platform: Platform, role: str) -> None:
     (statement,) = platform.at(role).properties["AssumeRolePolicyDocument"]["Statement"]
     assert (statement["Action"], statement["Principal"]) == (
@@ -111,7 +111,7 @@ def test_only_ecs_tasks_take_on_the_roles_of_tasks(platform: Platform, role: str
 def test_the_task_runs_as_these_roles(task: Json) -> None:
     assert (task["TaskRoleArn"], task["ExecutionRoleArn"]) == (
         "<tracking/TaskRole.Arn>",
-        "<tracking/Task/ExecutionRole.Arn>",
+        "<tracking/Task/Definition/ExecutionRole.Arn>",
     )
 
 
@@ -156,9 +156,15 @@ def test_the_task_points_to_its_own_database_and_bucket(container: Json, platfor
     assert given["MLFLOW_SERVER_ALLOWED_HOSTS"] == name
 
 
+def documented_variables() -> dict[str, str]:
+    """The image's own table of variables: each with its default, or `required`."""
+    table = dict(re.findall(r"^\| ([A-Z_]+) +\|.*\| ([^|]+?) +\|$", image_settings.__doc__ or "", re.M))
+    assert table["DATABASE_HOST"] == "required", "the image's table of variables was not understood"
+    return table
+
+
 def test_the_image_reads_every_variable_that_a_task_gives_it(container: Json) -> None:
-    documented = dict(re.findall(r"^\| ([A-Z_]+) +\|.*\| ([^|]+?) +\|$", image_settings.__doc__ or "", re.M))
-    assert documented["DATABASE_HOST"] == "required", "the image's table of variables was not understood"
+    documented = documented_variables()
     given = {*variables(container), *(secret["Name"] for secret in container["Secrets"])}
     assert given <= documented.keys(), "the image does not read these"
     required = {name for name, default in documented.items() if default == "required"}
@@ -236,7 +242,7 @@ def test_on_the_internet_there_is_https_only(public_platform: Platform) -> None:
     assert (listener["Port"], listener["Protocol"]) == (443, "HTTPS")
     assert listener["Certificates"] == [{"CertificateArn": public_platform.settings.certificate_arn}]
     assert "TLS13" in listener["SslPolicy"]
-    smoke = public_platform.at("gates/SmokeProject").properties["Environment"]["EnvironmentVariables"]
+    smoke = public_platform.at("gates/Smoke/Project").properties["Environment"]["EnvironmentVariables"]
     assert {
         "Name": "MLFLOW_TRACKING_URI",
         "Type": "PLAINTEXT",

@@ -1,4 +1,4 @@
-"""A gate as a step of CDK Pipelines: a native action that starts a CodeBuild project in the environment's account."""
+"""A build in an environment as a step of CDK Pipelines: a native action that CodePipeline shows and waits for."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import pipelines
 from constructs import Construct
 
-from stages.gates import gate_project, starter_role
+from stages.environment_build import build_project, starter_role
 from stages.settings import Environment
+
+EXECUTION = "PIPELINE_EXECUTION"
+"""The build's variable that holds the id of the pipeline execution that started it."""
 
 
 @jsii.implements(pipelines.ICodePipelineActionFactory)
-class GateStep(pipelines.Step):
-    """Starts `gate` in an environment and waits for its verdict; CodePipeline shows the build in the other account."""
+class EnvironmentBuildStep(pipelines.Step):
+    """Starts the build `name` in an environment and waits for its verdict."""
 
     def __init__(
-        self, gate: str, *, prefix: str, environment: Environment, source: pipelines.IFileSetProducer
+        self, name: str, *, prefix: str, environment: Environment, source: pipelines.IFileSetProducer
     ) -> None:
-        super().__init__(gate.title())
-        self._gate = gate
+        super().__init__(name.title())
+        self._name = name
         self._prefix = prefix
         self._environment = environment
         assert source.primary_output is not None
@@ -43,7 +46,7 @@ class GateStep(pipelines.Step):
     ) -> pipelines.CodePipelineActionFactoryResult:
         """Add the action to the pipeline's stage."""
         region, account = self._environment.region, self._environment.account
-        project = gate_project(self._prefix, self._gate)
+        project = build_project(self._prefix, self._name)
         stage.add_action(
             actions.CodeBuildAction(
                 action_name=action_name,
@@ -56,9 +59,14 @@ class GateStep(pipelines.Step):
                 role=iam.Role.from_role_arn(
                     scope,
                     f"{project}-starter",
-                    f"arn:aws:iam::{account}:role/{starter_role(self._prefix)}",
+                    f"arn:aws:iam::{account}:role/{starter_role(self._prefix, self._name)}",
                     mutable=False,
                 ),
+                environment_variables={
+                    EXECUTION: codebuild.BuildEnvironmentVariable(
+                        value=codepipeline.GlobalVariables.EXECUTION_ID
+                    )
+                },
             )
         )
         return pipelines.CodePipelineActionFactoryResult(run_orders_consumed=1)

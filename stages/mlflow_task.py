@@ -1,0 +1,104 @@
+"""A task of the MLflow image: what the service's tasks and the migration's task have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aws_cdk import Aws, Duration, RemovalPolicy
+from aws_cdk import aws_ecr_assets as ecr_assets
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_secretsmanager as secretsmanager
+from constructs import Construct
+
+from stages.data import DATABASE_NAME, DataStack
+from stages.findings import acknowledge
+
+IMAGE_DIRECTORY = Path(__file__).resolve().parent.parent / "mlflow_image"
+
+
+class MlflowTask(Construct):
+    """A Fargate task definition with one container that can sign in to the environment's database."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        family: str,
+        cpu: int,
+        memory: int,
+        role: iam.Role,
+        data: DataStack,
+        command: str,
+        environment: Mapping[str, str],
+        stop_timeout: Duration,
+        log_group_name: str,
+        ports: Sequence[int] = (),
+    ) -> None:
+        super().__init__(scope, construct_id)
+        self.definition = ecs.FargateTaskDefinition(
+            self, "Definition", family=family, cpu=cpu, memory_limit_mib=memory, task_role=role
+        )
+        self.definition.add_volume(name="tmp")
+        database = data.database
+        # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
+        # other stack's key, and each stack would wait for the other.
+        secret = secretsmanager.Secret.from_secret_complete_arn(self, "DatabaseSecret", data.secret_arn)
+        # The same directory everywhere is the same asset: the image is built and published once.
+        image = ecr_assets.DockerImageAsset(
+            self,
+            "Image",
+            display_name="MLflow server",
+            directory=str(IMAGE_DIRECTORY),
+            platform=ecr_assets.Platform.LINUX_AMD64,
+        )
+        self.log_group = logs.LogGroup(
+            self,
+            "Logs",
+            log_group_name=log_group_name,
+            retention=logs.RetentionDays.THREE_MONTHS,
+            removal_policy=RemovalPolicy.DESTROY,
+        )
+        container = self.definition.add_container(
+            "mlflow",
+            image=ecs.ContainerImage.from_docker_image_asset(image),
+            command=[command],
+            port_mappings=[ecs.PortMapping(container_port=port) for port in ports],
+            environment={
+                "DATABASE_HOST": database.db_instance_endpoint_address,
+                "DATABASE_NAME": DATABASE_NAME,
+                "DATABASE_PORT": database.db_instance_endpoint_port,
+                **environment,
+            },
+            secrets={
+                "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
+                "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+            },
+            logging=ecs.LogDriver.aws_logs(stream_prefix=command, log_group=self.log_group),
+            readonly_root_filesystem=True,
+            stop_timeout=stop_timeout,
+        )
+        container.add_mount_points(
+            ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False)
+        )
+        acknowledge(
+            self.definition,
+            "The environment holds names and addresses only; user and password come from Secrets Manager.",
+            "ECS2",
+        )
+        self.read_key = iam.PolicyStatement(
+            actions=["kms:Decrypt"],
+            resources=[data.database_key.key_arn],
+            conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
+        )
+        assert self.definition.execution_role is not None
+        self.execution_role = self.definition.execution_role
+        self.definition.add_to_execution_role_policy(self.read_key)
+        acknowledge(
+            self.execution_role,
+            "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
+            "IAM5[Resource::*]",
+        )

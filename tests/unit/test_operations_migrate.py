@@ -1,0 +1,64 @@
+"""`python -m operations migrate` around its task: what it needs, what it shows. The task runs in tests/rehearsal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from operations.migrate import VARIABLES, _Log, migrate
+
+from .assembly import ROOT
+
+GIVEN = dict.fromkeys(VARIABLES, "given")
+
+
+@pytest.mark.parametrize("missing", VARIABLES)
+def test_each_variable_is_needed_and_named(missing: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert migrate({**GIVEN, missing: ""}) == 2
+    assert capfd.readouterr().err.startswith(f"{missing} not set: this command runs inside the pipeline's")
+
+
+def test_outside_the_pipeline_the_command_says_so() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-m", "operations", "migrate"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("MIGRATION_CLUSTER, MIGRATION_TASK_DEFINITION, ")
+    assert "Traceback" not in done.stderr
+
+
+def test_without_aws_the_service_is_not_touched(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert migrate(GIVEN) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("AWS refused or did not answer: Could not connect")
+    assert said.endswith("The service was not touched.\n")
+
+
+def test_the_last_line_of_json_is_the_result_and_all_else_is_shown(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    log = _Log("/group", "arn:aws:ecs:eu-west-1:222222222222:task/cluster/0a1b")
+    for message in ("one", '{"after": "first"}', "{not json}", '{"after": "last"}'):
+        log._take(message)
+    assert log.stream == "migrate/mlflow/0a1b"
+    assert log.result == {"after": "last"}
+    assert capfd.readouterr().out == "  one\n  {not json}\n"
