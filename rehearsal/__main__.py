@@ -1,4 +1,4 @@
-"""`make rehearse` and `make down`."""
+"""`make rehearse`, `make down`, and `make releases` and `make rollback` with ON=rehearsal."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ def main() -> int:
         help="answer the approval before prod beforehand; without it the terminal is asked",
     )
     commands.add_parser("down", help="stop everything that a rehearsal left running")
+    operate = commands.add_parser("operate", help="run `python -m operations` against the rehearsed accounts")
+    operate.add_argument("--approve", choices=["yes", "no"], help="as for run")
+    operate.add_argument("arguments", nargs=argparse.REMAINDER, help="what follows `python -m operations`")
     options = parser.parse_args()
     approve = {"yes": True, "no": False, None: None}[getattr(options, "approve", None)]
     interruptible()
     rehearsal = Rehearsal(Path.cwd(), approve)
     try:
+        if options.command == "operate":
+            return rehearsal.operate([word for word in options.arguments if word != "--"])
         return rehearsal.run() if options.command == "run" else rehearsal.down()
     except (CannotRehearse, StackFailed) as failure:
         print(failure, file=sys.stderr)

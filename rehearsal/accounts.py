@@ -74,13 +74,16 @@ class Accounts:
         }
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "rehearsal.aws_server", "--port", str(port)],
+                [
+                    sys.executable, "-m", "rehearsal.aws_server",
+                    "--port", str(port), "--state", str(self._state.resolve()),
+                ],
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
-            )
+            )  # fmt: skip
         processes.record("accounts", process.pid, "rehearsal.aws_server")
         endpoint = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
@@ -139,10 +142,14 @@ class Accounts:
 
     def client(self, service: str, account: str, region: str) -> Any:
         """A client that acts in an account as CloudFormation's execution role, which the bootstrap makes."""
+        return self._client(service, region, self.administrator(account, region))
+
+    def administrator(self, account: str, region: str) -> Key:
+        """A key to all that an account holds: that of CloudFormation's execution role."""
         role = f"arn:aws:iam::{account}:role/cdk-{QUALIFIER}-cfn-exec-role-{account}-{region}"
         if role not in self._sessions:
             self._sessions[role] = self.assume(role, "cloudformation")
-        return self._client(service, region, self._sessions[role])
+        return self._sessions[role]
 
     def environment(self, region: str) -> dict[str, str]:
         """What points AWS SDKs and CLIs to the rehearsed accounts, and away from the user's real ones."""

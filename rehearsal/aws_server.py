@@ -1,4 +1,7 @@
-"""The server of the rehearsed accounts: moto, taught three things about IAM that it does not know.
+"""The server of the rehearsed accounts: moto, with running tasks and snapshots that are real, and three things about IAM
+that it does not know.
+
+Running tasks are `ecs_api`'s, snapshots `rds_api`'s, pipeline executions `codepipeline_api`'s.
 
 Which resource a call is about: moto weighs a policy's resources only for services that say so (IAM, STS, SQS, S3); for
 all others it asks about `*`, which a least-privilege policy does not allow. Its own hook tells it here for the services
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 from xml.sax.saxutils import unescape
@@ -26,6 +30,10 @@ from moto.s3.responses import S3Response
 from moto.secretsmanager.responses import SecretsManagerResponse
 from moto.ssm.responses import SimpleSystemManagerResponse
 from werkzeug.serving import WSGIRequestHandler, run_simple
+
+from rehearsal.codepipeline_api import answer_codepipeline
+from rehearsal.ecs_api import answer_ecs
+from rehearsal.rds_api import answer_rds
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -112,14 +120,18 @@ def main() -> None:
     """Serve all rehearsed accounts on a loopback port until stopped."""
     parser = argparse.ArgumentParser(prog="rehearsal.aws_server", description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--state", type=Path, required=True, help="the rehearsal's state folder")
+    options = parser.parse_args()
     SecretsManagerResponse._determine_resource = _secret
     ECRResponse._determine_resource = _repository
     SimpleSystemManagerResponse._determine_resource = _parameter
     IAMRequestBase.check_signature = _check_signature
     S3Response._authenticate_and_authorize_s3_action = _authorize_s3
+    answer_codepipeline(options.state)
+    answer_ecs(options.state)
+    answer_rds(options.state)
     application = DomainDispatcherApplication(create_backend_app)
-    run_simple("127.0.0.1", port, _with_presigned(application), threaded=True, request_handler=_Quiet)
+    run_simple("127.0.0.1", options.port, _with_presigned(application), threaded=True, request_handler=_Quiet)
 
 
 if __name__ == "__main__":

@@ -145,8 +145,7 @@ class CloudFormation:
 
     def stack(self, account: str, region: str, name: str) -> Stack | None:
         """The stack of this name, or None."""
-        file = self._file(account, region, name)
-        return _load(file) if file.exists() else None
+        return load_stack(self._state, account, region, name)
 
     def stacks(self) -> Iterator[Stack]:
         """All stacks of all accounts."""
@@ -200,7 +199,7 @@ class CloudFormation:
         draft.replace(file)
 
     def _file(self, account: str, region: str, name: str) -> Path:
-        return self._state / "accounts" / f"{account}-{region}" / "stacks" / f"{name}.json"
+        return _stack_file(self._state, account, region, name)
 
 
 class _Deployment:
@@ -231,6 +230,7 @@ class _Deployment:
         created: list[str] = []
         updated: list[str] = []
         first = not self._stack.resources
+        before = self._stack.status
         self._stack.status = "CREATE_IN_PROGRESS" if first else "UPDATE_IN_PROGRESS"
         try:
             self._prepare()
@@ -265,9 +265,15 @@ class _Deployment:
         deleted = [logical_id for logical_id in self._stack.resources if logical_id not in wanted]
         self._clean_up(deleted)
         self._stack.outputs = outputs
-        self._stack.status = "CREATE_COMPLETE" if first else "UPDATE_COMPLETE"
+        deployed = Deployed(created, updated, deleted)
+        if deployed.changed or not before.endswith(
+            "_COMPLETE"
+        ):  # "no updates are to be performed" is no update
+            self._stack.status = "CREATE_COMPLETE" if first else "UPDATE_COMPLETE"
+        else:
+            self._stack.status = before
         self._cloudformation.save(self._stack)
-        return Deployed(created, updated, deleted)
+        return deployed
 
     def _prepare(self) -> None:
         for name, parameter in self._template.get("Parameters", {}).items():
@@ -436,6 +442,16 @@ def _retained(declaration: Mapping[str, Any]) -> bool:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:10]
+
+
+def load_stack(state: Path, account: str, region: str, name: str) -> Stack | None:
+    """What is remembered of a stack in a rehearsal's state folder, or None."""
+    file = _stack_file(state, account, region, name)
+    return _load(file) if file.exists() else None
+
+
+def _stack_file(state: Path, account: str, region: str, name: str) -> Path:
+    return state / "accounts" / f"{account}-{region}" / "stacks" / f"{name}.json"
 
 
 def _load(file: Path) -> Stack:

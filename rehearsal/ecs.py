@@ -426,6 +426,29 @@ class Service:
         self._steady = steady
 
 
+class SingleRun:
+    """A task that belongs to no service: run once, never replaced."""
+
+    def __init__(self, cluster: Cluster, definition: TaskDefinition, properties: ServiceProperties) -> None:
+        self.cluster = cluster
+        self.properties = properties
+        self.name = definition.properties.family
+        self.task = Task(self, Deployment(definition))
+        self._run = asyncio.create_task(self.task.run())
+
+    def wake(self) -> None:
+        """Nobody schedules it."""
+
+    def ended(self, task: Task) -> None:
+        """It is kept to be described."""
+        log.info("(task %s) of %s stopped: %s", task.id, self.name, task.stopped_reason)
+
+    async def end(self) -> None:
+        """Stop it, quickly."""
+        self.task.stop("UserInitiated", "the host stops", hurry=True)
+        await self._run
+
+
 class Cluster:
     """The ECS of one rehearsed account.
 
@@ -450,6 +473,7 @@ class Cluster:
         self.changed = changed
         self.definitions: dict[str, TaskDefinition] = {}
         self.services: dict[str, Service] = {}
+        self.runs: dict[str, SingleRun] = {}
         self.boto = asyncio.Lock()  # boto3 makes clients in one thread at a time only
         self._memory = asyncio.create_task(self._watch_memory())
 
@@ -471,6 +495,21 @@ class Cluster:
             service = self.services[arn] = Service(self, arn, parsed)
         deployment = service.configure(parsed, properties)
         return {"deployment": deployment.id}
+
+    def run_task(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Start one task of a task definition, with what RunTask overrides, and describe it.
+
+        Raises RefusedError.
+        """
+        parsed = parse(ServiceProperties, "RunTask", properties)
+        registered = self.definition_for("RunTask", parsed.task_definition)
+        run = SingleRun(self, registered.overridden(properties.get("Overrides") or {}), parsed)
+        self.runs[run.task.id] = run
+        for task_id in [one for one, old in self.runs.items() if old.task.status == "STOPPED"][
+            :-STOPPED_TASKS_KEPT
+        ]:
+            del self.runs[task_id]
+        return run.task.describe()
 
     def recall_service(
         self, arn: str, properties: Mapping[str, Any], remembered: list[dict[str, Any]]
@@ -506,6 +545,8 @@ class Cluster:
         """What there is to know of a resource; None when there is no such one."""
         if kind == "service" and (service := self.services.get(arn)):
             return service.describe()
+        if kind == "task" and (run := self.runs.get(arn)):
+            return run.task.describe()
         if kind == "task-definition" and (definition := self.definitions.get(arn)):
             return {
                 "status": "ACTIVE" if definition.active else "INACTIVE",
@@ -515,12 +556,19 @@ class Cluster:
 
     def task(self, task_id: str) -> Task | None:
         """A task that has not stopped yet."""
-        return next((t for service in self.services.values() for t in service.tasks if t.id == task_id), None)
+        return next((task for task in self._tasks() if task.id == task_id), None)
 
     async def close(self) -> None:
         """Stop all services, quickly."""
-        await asyncio.gather(*(service.end(hurry=True) for service in self.services.values()))
+        await asyncio.gather(
+            *(service.end(hurry=True) for service in self.services.values()),
+            *(run.end() for run in self.runs.values()),
+        )
         self._memory.cancel()
+
+    def _tasks(self) -> list[Task]:
+        of_services = [task for service in self.services.values() for task in service.tasks]
+        return of_services + [run.task for run in self.runs.values() if run.task.status != "STOPPED"]
 
     def _check(self, arn: str, parsed: ServiceProperties) -> None:
         definition = self.definition_for(arn, parsed.task_definition)
@@ -541,7 +589,7 @@ class Cluster:
     async def _watch_memory(self) -> None:
         while True:
             await asyncio.sleep(MEMORY_CHECK_SECONDS)
-            tasks = [task for service in self.services.values() for task in service.tasks]
+            tasks = self._tasks()
             leaders = {
                 c.process.pid for t in tasks for c in t.containers if c.process and c.exit_code is None
             }

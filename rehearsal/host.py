@@ -64,6 +64,10 @@ class HostClient:
         """The state of a resource."""
         return self._call("get", {"kind": kind, "arn": arn})
 
+    def run_task(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Start a task that belongs to no service and describe it; `get("task", id)` tells how it goes on."""
+        return self._call("run", {"properties": properties})
+
     def delete(self, kind: str, arn: str) -> None:
         """Remove a resource if it is there. A service is drained and stopped before this returns."""
         self._call("delete", {"kind": kind, "arn": arn})
@@ -205,7 +209,7 @@ class Host:
         # A template's properties fit in a megabyte, CloudFormation's own limit for a template.
         application = web.Application(client_max_size=4 * 2**20)
         application.router.add_get("/credentials/{task}", self._credentials)
-        for verb in ("put", "get", "delete", "stop", "ping"):
+        for verb in ("put", "get", "run", "delete", "stop", "ping"):
             application.router.add_post(f"/{verb}", self._guarded(getattr(self, f"_on_{verb}")))
         return application
 
@@ -240,11 +244,16 @@ class Host:
         return attributes
 
     async def _on_get(self, body: dict[str, Any]) -> dict[str, Any]:
-        kind, arn = _kind(body["kind"]), body["arn"]
+        kind, arn = body["kind"], body["arn"]
+        if kind != "task":
+            _kind(kind)
         described = self._keeper(kind).describe(kind, arn)
         if described is None:
             raise RefusedError(f"there is no {kind} {arn}")
         return described
+
+    async def _on_run(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self.cluster.run_task(body["properties"])
 
     async def _on_delete(self, body: dict[str, Any]) -> dict[str, Any]:
         kind, arn = _kind(body["kind"]), body["arn"]
@@ -273,7 +282,7 @@ class Host:
             return web.json_response({"code": "CannotAssumeRole", "message": str(error)}, status=400)
 
     def _keeper(self, kind: str) -> ElasticLoadBalancing | Cluster:
-        return self.cluster if kind in ("task-definition", "service") else self.balancing
+        return self.cluster if kind in ("task", "task-definition", "service") else self.balancing
 
     async def _take_up(self, remembered: dict[str, Any]) -> None:
         """Put again what an earlier host was told, in the order of what needs what."""

@@ -33,6 +33,7 @@ class Image:
 
     digest: str
     root: str
+    entrypoint: list[str]
     command: list[str]
     environment: dict[str, str]
     directory: str
@@ -130,8 +131,14 @@ class ImageStore:
                 command = _exec_form(instruction, argument)
         inside = root / directory.lstrip("/")
         inside.mkdir(parents=True, exist_ok=True)
-        argv = [_inside(root, word) for word in [*entrypoint, *command]]
-        return Image(digest, str(root.resolve()), argv, environment, str(inside.resolve()))
+        return Image(
+            digest,
+            str(root.resolve()),
+            [_inside(root, word) for word in entrypoint],
+            [_inside(root, word) for word in command],
+            environment,
+            str(inside.resolve()),
+        )
 
 
 def _digest(context: Path) -> str:

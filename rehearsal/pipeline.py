@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,16 @@ from xml.etree import ElementTree
 from rehearsal.accounts import Accounts
 from rehearsal.build import Build, Builder, BuildFailed
 from rehearsal.cloudformation import CloudFormation, Interrupted, Resource, Stack, StackFailed
+from rehearsal.executions import (
+    Action,
+    Approval,
+    Executions,
+    Record,
+    StageRun,
+    in_order,
+    now,
+    structure_version,
+)
 
 LOG_LINES = 40
 
@@ -43,78 +52,45 @@ class Mutated(Exception):
     """The pipeline changed itself: this execution ends, and one of the new pipeline begins."""
 
 
-@dataclass
-class Action:
-    """What happened to one action of a stage."""
-
-    name: str
-    provider: str
-    status: str = "not run"
-    seconds: float = 0.0
-    summary: str = ""
-    log: str | None = None
-    reports: str | None = None
-
-
-@dataclass
-class StageRun:
-    """What happened to one stage; `status` is succeeded, failed, rejected or not run."""
-
-    name: str
-    status: str = "not run"
-    seconds: float = 0.0
-    actions: list[Action] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Revision:
-    """The commit that an execution takes through the pipeline."""
-
-    commit: str
-    source: Path
-    """A clean export of it."""
-
-
 class Execution:
-    """One execution; `stages` fills as it runs."""
+    """One execution; its record fills as it runs."""
 
     def __init__(
         self,
         *,
-        number: int,
-        revision: Revision,
+        record: Record,
+        executions: Executions,
+        repository: Path,
         stack: Stack,
         state: Path,
         accounts: Accounts,
         cloudformation: CloudFormation,
         builder: Builder,
         decide: Decide,
+        approver: str,
         before_deploy: Callable[[Path], None],
         say: Say,
         changed: Callable[[], object],
     ) -> None:
-        self._revision = revision
+        self.record = record
+        self._executions = executions
+        self._repository = repository
         self._stack = stack
         self._state = state
         self._accounts = accounts
         self._cloudformation = cloudformation
         self._builder = builder
         self._decide = decide
+        self._approver = approver
         self._before_deploy = before_deploy
         self._say = say
-        self._changed = changed
-        self._folder = state / "executions" / str(number)
+        self._tell = changed
+        self._folder = executions.folder(record)
+        self._saving = threading.Lock()
         self._artifacts: dict[str, Path] = {}
         self._stopped = threading.Event()
-        self.number = number
-        self.pipeline = _only(stack, "AWS::CodePipeline::Pipeline")
-        self.stages = [
-            StageRun(
-                stage["Name"],
-                actions=[Action(a["Name"], a["ActionTypeId"]["Provider"]) for a in _in_order(stage)],
-            )
-            for stage in self.pipeline.properties["Stages"]
-        ]
+        self.pipeline = pipeline_of(stack)
+        self.stages = record.stages
         self.deployed: dict[str, str] = {}
 
     @property
@@ -122,23 +98,56 @@ class Execution:
         """Whether the release went through the last stage."""
         return all(stage.status == "succeeded" for stage in self.stages)
 
+    @property
+    def to_roll_back(self) -> str | None:
+        """The stage that failed, if the pipeline says that it is then rolled back. A rollback that fails is not."""
+        if self.record.is_rollback or self.record.status != "Failed":
+            return None
+        for stage in self.stages:
+            if stage.status in ("failed", "rejected"):
+                result = self._declared(stage.name).get("OnFailure", {}).get("Result")
+                return stage.name if result == "ROLLBACK" else None
+        return None
+
     def run(self) -> None:
         """Run stage after stage until one stops the release.
 
         Raises:
             Mutated: the pipeline changed itself; run the new one.
         """
-        definitions = {stage["Name"]: stage for stage in self.pipeline.properties["Stages"]}
+        self.record.queued = False
+        # AWS calls an execution cancelled if the pipeline's definition changed before it was through.
+        status = "Stopped"
+        try:
+            if self.record.rollback_target is not None:
+                self._take_artifacts_of(self.record.rollback_target)
+            self._run_stages()
+            status = "Succeeded" if self.succeeded else "Failed"
+        except Mutated:
+            status = "Cancelled"
+            raise
+        except Exception:
+            status = "Failed"
+            raise
+        finally:
+            self.record.status = "Stopped" if self._stopped.is_set() else status
+            self.record.ended = now()
+            self._changed()
+
+    def _run_stages(self) -> None:
         for stage in self.stages:
             began = time.monotonic()
             self._say(f"\n{stage.name}")
             try:
-                self._run_stage(stage, definitions[stage.name])
+                self._run_stage(stage, self._declared(stage.name))
                 stage.status = "succeeded"
             except Rejected:
                 stage.status = "rejected"
             except ActionFailed:
                 stage.status = "failed"
+            except Mutated:
+                stage.status = "succeeded"
+                raise
             except BaseException:
                 stage.status = "failed"
                 raise
@@ -156,7 +165,7 @@ class Execution:
 
     def _run_stage(self, stage: StageRun, definition: Mapping[str, Any]) -> None:
         actions = {action.name: action for action in stage.actions}
-        for _, group in groupby(_in_order(definition), key=lambda action: action.get("RunOrder", 1)):
+        for _, group in groupby(in_order(definition), key=lambda action: action.get("RunOrder", 1)):
             together = list(group)
             with ThreadPoolExecutor(max_workers=len(together)) as pool:
                 futures = [
@@ -184,8 +193,10 @@ class Execution:
         if carry_out is None:
             raise ActionFailed(f"{action.provider} actions are not rehearsed: teach rehearsal/pipeline.py")
         action.status = "running"
+        action.started = now()
         action.log = str(self._folder / "logs" / f"{stage}-{action.name}.log")
         Path(action.log).parent.mkdir(parents=True, exist_ok=True)
+        self._changed()
         began = time.monotonic()
         heartbeat = nullcontext() if action.provider == "Manual" else _Heartbeat(self._say, action.name)
         try:
@@ -224,8 +235,9 @@ class Execution:
             self._changed()
 
     def _source(self, stage: str, action: Action, declared: Mapping[str, Any]) -> None:
-        self._artifacts[declared["OutputArtifacts"][0]["Name"]] = self._revision.source
-        action.summary = f"commit {self._revision.commit[:12]}"
+        name = declared["OutputArtifacts"][0]["Name"]
+        self._keep(name, export(self._repository, self.record.commit, self._folder / "artifacts" / name))
+        action.summary = f"commit {self.record.commit[:12]}"
 
     def _build(self, stage: str, action: Action, declared: Mapping[str, Any]) -> None:
         configuration = declared["Configuration"]
@@ -252,7 +264,7 @@ class Execution:
                     directory=self._folder / "builds" / f"{stage}-{action.name}",
                     log=Path(action.log),
                     variables={
-                        "CODEBUILD_RESOLVED_SOURCE_VERSION": self._revision.commit,
+                        "CODEBUILD_RESOLVED_SOURCE_VERSION": self.record.commit,
                         "CODEBUILD_INITIATOR": f"codepipeline/{self.pipeline.physical.id}",
                     },
                     aws={
@@ -262,7 +274,7 @@ class Execution:
                     state=self._state,
                     reports=reports,
                     output=output,
-                    overrides={variable["name"]: variable["value"] for variable in overrides},
+                    overrides={one["name"]: self._resolved(one["value"]) for one in overrides},
                 )
             )
         finally:
@@ -270,11 +282,17 @@ class Execution:
                 action.reports = str(reports)
                 action.summary = reported(reports)
         if output is not None:
-            self._artifacts[outputs[0]] = output
+            self._keep(outputs[0], output)
+
+    def _resolved(self, value: str) -> str:
+        """A variable's value with CodePipeline's own variables filled in."""
+        filled = value.replace("#{codepipeline.PipelineExecutionId}", self.record.id)
+        if "#{" in filled:
+            raise ActionFailed(f"the variable {value} is not rehearsed; the execution's id is")
+        return filled
 
     def _mutate(self, action: Action, assembly: Path) -> None:
         """What `cdk deploy` of the pipeline's own stack would do."""
-        before = self.pipeline.physical.attributes["Version"]
         template = json.loads((assembly / f"{self._stack.name}.template.json").read_text(encoding="utf-8"))
         deployed = self._cloudformation.deploy(
             self._stack.account, self._stack.region, self._stack.name, template, self._log(action)
@@ -282,7 +300,7 @@ class Execution:
         action.summary = str(deployed)
         after = self._cloudformation.stack(self._stack.account, self._stack.region, self._stack.name)
         assert after is not None
-        if _only(after, "AWS::CodePipeline::Pipeline").physical.attributes["Version"] != before:
+        if structure_version(pipeline_of(after)) != structure_version(self.pipeline):
             action.summary += "; the pipeline itself changed"
             raise Mutated
 
@@ -304,7 +322,10 @@ class Execution:
             for evidence in before.actions:
                 if evidence.reports:
                     self._say(f"    {before.name} {evidence.name}: {evidence.summary} ({evidence.reports})")
-        if not self._decide(declared["Configuration"].get("CustomData", "Go on?")):
+        approved = self._decide(declared["Configuration"].get("CustomData", "Go on?"))
+        answer = "yes" if approved else "no"
+        self.record.approvals.append(Approval(stage, action.name, self._approver, now(), answer))
+        if not approved:
             action.summary = "a person said no"
             raise Rejected
         action.summary = "approved"
@@ -320,6 +341,27 @@ class Execution:
                     if resource.type == "AWS::CodeBuild::Project" and resource.physical.id == name:
                         return resource
         raise ActionFailed(f"there is no CodeBuild project {name} in {account}/{region}")
+
+    def _declared(self, stage: str) -> Mapping[str, Any]:
+        stages = self.pipeline.properties["Stages"]
+        return next(declared for declared in stages if declared["Name"] == stage)
+
+    def _keep(self, artifact: str, path: Path) -> None:
+        self._artifacts[artifact] = path
+        self.record.artifacts[artifact] = path.relative_to(self._folder).as_posix()
+
+    def _take_artifacts_of(self, target: str) -> None:
+        """A rollback runs with what the execution it goes back to ran with."""
+        record = self._executions.get(target)
+        if record is None:
+            raise RuntimeError(f"execution {target} is gone; there is nothing to go back to")
+        folder = self._executions.folder(record)
+        self._artifacts = {name: folder / path for name, path in record.artifacts.items()}
+
+    def _changed(self) -> None:
+        with self._saving:
+            self._executions.save(self.record)
+        self._tell()
 
     def _log(self, action: Action) -> Say:
         assert action.log is not None
@@ -392,10 +434,6 @@ def _append(log: str, text: str) -> None:
         file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-def _in_order(stage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return sorted(stage["Actions"], key=lambda action: int(action.get("RunOrder", 1)))
-
-
 def _mutates(project: Resource) -> bool:
     """Whether a project is CDK Pipelines' self-mutation: its buildspec deploys the pipeline's own stack."""
     return "cdk -a" in str(project.properties["Source"].get("BuildSpec")) and " deploy " in str(
@@ -407,8 +445,9 @@ def _role_arn(role: str, account: str) -> str:
     return role if role.startswith("arn:") else f"arn:aws:iam::{account}:role/{role}"
 
 
-def _only(stack: Stack, type_: str) -> Resource:
-    found = [resource for resource in stack.resources.values() if resource.type == type_]
+def pipeline_of(stack: Stack) -> Resource:
+    """The pipeline in a stack that has one."""
+    found = [r for r in stack.resources.values() if r.type == "AWS::CodePipeline::Pipeline"]
     if len(found) != 1:
-        raise RuntimeError(f"stack {stack.name} has {len(found)} resources of type {type_}; one is expected")
+        raise RuntimeError(f"stack {stack.name} has {len(found)} pipelines; one is expected")
     return found[0]

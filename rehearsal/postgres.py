@@ -10,7 +10,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -85,6 +84,43 @@ class Postgres:
         ) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
 
+    def copy_to(self, directory: Path, *, user: str, password: str) -> None:
+        """Copy the running server's files, as of one moment, for `restore` to start another server from.
+
+        Raises:
+            PostgresError: the copy failed.
+        """
+        home = _home(directory)
+        home.mkdir(parents=True, exist_ok=True)
+        _give(home)
+        self._run(
+            "pg_basebackup", "-h", "127.0.0.1", "-p", str(self.port), "-U", user, "-D", str(home / "data"),
+            "--wal-method=stream", "--checkpoint=fast", "--no-password",
+            PGPASSWORD=password,
+        )  # fmt: skip
+
+    def restore(self, directory: Path, *, user: str, password: str) -> None:
+        """Make the server's files from a copy, give its first user another password, and start it.
+
+        Raises:
+            PostgresError: there is no such copy, or the server did not start.
+        """
+        copy = _home(directory) / "data"
+        if not copy.exists():
+            raise PostgresError(f"{directory} holds no copy of a server; take a snapshot first")
+        if self._data.exists():
+            raise PostgresError(f"{self._data} exists already: a server was made here; run `make down` first")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._home.mkdir(parents=True, exist_ok=True)
+        _give(self._home)
+        self._as_user(["cp", "-a", str(copy), str(self._data)])
+        # The password is in the copy, and nobody may know it any more: only the files' owner can set another.
+        change = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(user), sql.Literal(password))
+        single = [str(_program("postgres", self._home)), "--single", "-D", str(self._data), "postgres"]
+        self._as_user(single, text=f"{change.as_string(None)}\n")
+        (self._directory / "port").write_text(str(free_port()), encoding="utf-8")
+        self.start()
+
     @property
     def port(self) -> int:
         """Where it listens on 127.0.0.1."""
@@ -158,17 +194,22 @@ class Postgres:
             return len(lines) >= 8 and lines[7].strip() == "ready"
         return False
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str, **variables: str) -> None:
+        self._as_user([str(_program(program, self._home)), *arguments], **variables)
+
+    def _as_user(self, command: list[str], text: str = "", **variables: str) -> None:
         done = subprocess.run(
-            [str(_program(program, self._home)), *arguments],
+            command,
+            input=text,
             capture_output=True,
             text=True,
             cwd=self._home,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C", **variables},
             user=_user(),
             check=False,
         )
         if done.returncode != 0:
+            program = Path(command[0]).name
             raise PostgresError(f"{program} failed in {self._home}: {(done.stderr or done.stdout).strip()}")
 
 
@@ -182,7 +223,8 @@ def _home(directory: Path) -> Path:
     if os.geteuid() != 0:
         return directory
     digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"rehearsal-postgres-{digest}"
+    # Not TMPDIR: every process must find the same server, and the accounts' server has a TMPDIR of its own.
+    return Path("/tmp") / f"rehearsal-postgres-{digest}"  # noqa: S108
 
 
 def _program(name: str, home: Path) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from rehearsal.pipeline import Execution, StageRun, tail
+from rehearsal.executions import StageRun
+from rehearsal.pipeline import Execution, tail
 
 NOT_PROVEN = (
     "IAM beyond the identity policies that moto enforces: resource policies, KMS key policies, most conditions,"
@@ -32,6 +33,7 @@ class Report:
         self._started = datetime.now(UTC)
         self._commit = commit
         self.executions: list[Execution] = []
+        self.rollback: Execution | None = None
         self.notes: list[str] = []
 
     def write(
@@ -47,6 +49,7 @@ class Report:
             "seconds": round((datetime.now(UTC) - self._started).total_seconds(), 1),
             "executions": len(self.executions),
             "stages": [asdict(stage) for stage in stages],
+            "rollback": asdict(self.rollback.record) if self.rollback else None,
             "environments": environments,
             "declared_not_rehearsed": declared,
             "not_proven": list(NOT_PROVEN),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import os
 import select
@@ -12,17 +13,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rehearsal.accounts import Accounts
 from rehearsal.build import Builder
 from rehearsal.cloudformation import CloudFormation, Interrupted, Stack
+from rehearsal.executions import AUTOMATED_ROLLBACK, PUSH, START, Executions, Record
 from rehearsal.host import HostClient, HostError
 from rehearsal.images import ImageStore
-from rehearsal.pipeline import Execution, Mutated, Revision, export
+from rehearsal.pipeline import Execution, Mutated, Say, export, pipeline_of
 from rehearsal.postgres import Postgres
 from rehearsal.processes import ProcessRegistry
 from rehearsal.report import Report, declared_types, table
@@ -30,7 +34,6 @@ from rehearsal.resources import providers
 from rehearsal.resources.declared import Declared
 
 STOP_SECONDS = 20.0
-KEPT_EXECUTIONS = 20
 KEPT_ON_DOWN = ("images", "report.html", "report.json", "executions")
 
 
@@ -48,6 +51,7 @@ class Rehearsal:
         self._processes = ProcessRegistry(self._state / "processes")
         self._accounts = Accounts(self._state)
         self.cloudformation = CloudFormation(self._state, self._accounts, providers(), Declared())
+        self._executions = Executions(self._state)
         self._printing = threading.Lock()
 
     def run(self) -> int:
@@ -55,7 +59,7 @@ class Rehearsal:
         self._state.mkdir(exist_ok=True)
         with self._alone():
             commit = self._commit()
-            self._say(f"Rehearsing commit {commit[:12]}: {self._git('log', '-1', '--format=%s', commit)}")
+            self._say(f"Rehearsing commit {commit[:12]}: {self._subject(commit)}")
             report = Report(self._state, commit)
             if changes := self._git("status", "--porcelain"):
                 count = len(changes.splitlines())
@@ -64,14 +68,68 @@ class Rehearsal:
                     " to rehearse them."
                 )
                 self._say(report.notes[-1])
-            source = export(self._repository, commit, self._state / "source")
-            self._set_up(source)
-            return self._execute(Revision(commit, source), report)
+            self._set_up(commit)
+            self._executions.give_up_unfinished()
+            record = self._begin(commit, PUSH, getpass.getuser())
+            return self._execute(record, report, self._say, head=commit)
+
+    def operate(self, arguments: list[str]) -> int:
+        """Run `python -m operations` against the rehearsed accounts, and carry out the executions that it asks for.
+
+        What an execution says goes to a file in its folder: operations tells how it goes, as it does on AWS. The exit
+        status is that of operations.
+        """
+        if not self._accounts.running() or not (self._state / "pipeline.json").exists():
+            raise CannotRehearse("there is no rehearsed pipeline to operate: run `make rehearse` first")
+        looks_only = arguments[:1] == ["releases"]
+        with nullcontext() if looks_only else self._alone():
+            if not looks_only:
+                self._executions.give_up_unfinished()
+            operations = subprocess.Popen(
+                [sys.executable, "-m", "operations", *arguments],
+                cwd=self._repository,
+                env=self._operator(),
+            )
+            try:
+                while operations.poll() is None:
+                    if not looks_only:
+                        self._carry_out_queued()
+                    time.sleep(0.1)
+            except KeyboardInterrupt:
+                operations.terminate()  # Ctrl-C has reached it, too; SIGTERM has not
+                raise
+            finally:
+                status = operations.wait()
+        return status
+
+    def _operator(self) -> dict[str, str]:
+        """The environment of somebody who has credentials for the tooling account, and nothing of the real AWS."""
+        place = json.loads((self._state / "pipeline.json").read_text(encoding="utf-8"))
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            **self._accounts.environment(place["region"]),
+            **self._accounts.administrator(place["account"], place["region"]).environment(),
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        }
+
+    def _carry_out_queued(self) -> None:
+        for record in reversed(self._executions.all()):
+            if record.queued:
+                record.who = getpass.getuser()
+                record.subject = self._subject(record.commit)
+                report = Report(self._state, record.commit)
+                log = self._executions.folder(record) / "execution.log"
+                if record.is_rollback:
+                    report.notes.append(f"{record.who} had {record.rollback_stage} rolled back.")
+                with log.open("a", encoding="utf-8", buffering=1) as output:
+                    say = partial(print, file=output)
+                    self._execute(record, report, say, head=self._commit())
 
     def down(self) -> int:
         """Stop everything that a rehearsal left running, and forget its accounts."""
         with self._alone():
             stopped = self._stop_everything()
+            self._executions.forget()
             for entry in self._state.iterdir() if self._state.exists() else ():
                 if entry.name not in (*KEPT_ON_DOWN, "lock"):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -80,65 +138,142 @@ class Rehearsal:
         )
         return 0
 
-    def _execute(self, revision: Revision, report: Report) -> int:
+    def _execute(self, record: Record, report: Report, say: Say, *, head: str) -> int:
+        running: list[Execution] = []
         interrupted = False
-        execution = self._execution(revision, report)
         try:
-            while True:
-                try:
-                    execution.run()
-                    break
-                except Mutated:
-                    self._say("\nThe pipeline changed itself: it begins again as what it is now.")
-                    execution = self._execution(revision, report)
+            with self._stopped_when_asked(running):
+                self._run_to_the_end(record, report, say, running, head)
+        except Interrupted:
+            report.notes.append("Stopped, as StopPipelineExecution asked.")
         except KeyboardInterrupt:
             interrupted = True
-            execution.stop()
+            running[-1].stop()
             report.notes.append(
                 "Interrupted. `make down` stops what is still running; `make rehearse` goes on."
             )
         content = self._write(report)
-        self._say("\n" + table(execution.stages))
+        for execution in (report.executions[-1], report.rollback):
+            if execution is not None:
+                say("\n" + table(execution.stages))
         for note in report.notes:
-            self._say(f"\n{note}")
-        if execution.succeeded:
-            self._conclude(execution, content)
-        self._say(f"\nReport: {os.path.relpath(self._state / 'report.html')}")
+            say(f"\n{note}")
+        succeeded = report.executions[-1].succeeded
+        self._conclude(report, content, say)
+        say(f"\nReport: {os.path.relpath(self._state / 'report.html')}")
         if interrupted:
             return 130
-        return 0 if execution.succeeded else 1
+        return 0 if succeeded else 1
 
-    def _conclude(self, execution: Execution, content: dict[str, Any]) -> None:
-        if all(result == "no change" for result in execution.deployed.values()):
-            self._say("\nNothing changed: every stack was up to date already.")
-        self._say("")
+    def _run_to_the_end(
+        self, record: Record, report: Report, say: Say, running: list[Execution], head: str
+    ) -> None:
+        """Run an execution, the one that follows if the pipeline changes itself, and the rollback if a stage asks for it.
+
+        A pipeline that changed is started anew by CloudFormation, which takes the branch's newest commit: `head`.
+        """
+        while True:
+            execution = self._execution(record, report, say)
+            report.executions.append(execution)
+            running.append(execution)
+            try:
+                execution.run()
+                break
+            except Mutated:
+                say("\nThe pipeline changed itself: it begins again as what it is now.")
+                record = self._begin(head, START, "CloudFormation")
+        stage = execution.to_roll_back
+        if stage is None:
+            return
+        target = self._executions.target(stage, record.pipeline_version)
+        if target is None:
+            report.notes.append(
+                f"{stage} failed. Nothing to roll it back to: no execution has succeeded in it since the pipeline's"
+                " definition last changed."
+            )
+            return
+        to = f"execution {target.number} (commit {target.commit[:12]}, {target.subject})"
+        say(f"\n{stage} failed; rolling the stage back to {to}")
+        record = self._executions.begin(
+            pipeline_of(self._pipeline_stack()),
+            commit=target.commit,
+            subject=target.subject,
+            trigger=AUTOMATED_ROLLBACK,
+            who="CodePipeline",
+            target=target,
+            stage=stage,
+        )
+        rollback = report.rollback = self._execution(record, report, say)
+        running.append(rollback)
+        rollback.run()
+        report.notes.append(
+            f"{stage} failed and was rolled back to {to}."
+            if rollback.succeeded
+            else f"{stage} failed, and so did rolling it back to {to}. That is not tried again: read the log of"
+            " what failed, and mend it by hand or with a new release."
+        )
+
+    @contextmanager
+    def _stopped_when_asked(self, running: list[Execution]) -> Iterator[None]:
+        """StopPipelineExecution, for whichever execution runs last; what it stopped does not stop the next one."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                if running and self._executions.stop_asked(running[-1].record):
+                    running[-1].stop()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            self.cloudformation.stopping.clear()
+
+    def _conclude(self, report: Report, content: dict[str, Any], say: Say) -> None:
+        execution = report.executions[-1]
+        if (
+            execution.succeeded
+            and execution.deployed
+            and all(result == "no change" for result in execution.deployed.values())
+        ):
+            say("\nNothing changed: every stack was up to date already.")
+        say("")
         for name, environment in content["environments"].items():
-            self._say(f"{name:<8} {environment['url']}   {environment['tasks']} tasks")
-        self._say("They keep running; `make down` stops them.")
+            commit = environment["commit"]
+            say(
+                f"{name:<8} {environment['url']}   {environment['tasks']} tasks"
+                f"   {f'commit {commit[:12]}' if commit else ''}".rstrip()
+            )
+        if content["environments"]:
+            say("They keep running; `make down` stops them.")
 
-    def _execution(self, revision: Revision, report: Report) -> Execution:
-        counter = self._state / "executions" / "last"
-        number = int(counter.read_text(encoding="utf-8")) + 1 if counter.exists() else 1
-        counter.parent.mkdir(parents=True, exist_ok=True)
-        counter.write_text(str(number), encoding="utf-8")
-        shutil.rmtree(counter.parent / str(number - KEPT_EXECUTIONS), ignore_errors=True)
-        execution = Execution(
-            number=number,
-            revision=revision,
+    def _begin(self, commit: str, trigger: str, who: str) -> Record:
+        pipeline = pipeline_of(self._pipeline_stack())
+        return self._executions.begin(
+            pipeline, commit=commit, subject=self._subject(commit), trigger=trigger, who=who
+        )
+
+    def _execution(self, record: Record, report: Report, say: Say) -> Execution:
+        return Execution(
+            record=record,
+            executions=self._executions,
+            repository=self._repository,
             stack=self._pipeline_stack(),
             state=self._state,
             accounts=self._accounts,
             cloudformation=self.cloudformation,
             builder=Builder(self._processes),
             decide=self.decide,
+            approver=getpass.getuser() if self._approve is None else "APPROVE",
             before_deploy=self._bootstrap,
-            say=self._say,
+            say=say,
             changed=lambda: self._write(report),
         )
-        report.executions.append(execution)
-        return execution
 
-    def _set_up(self, source: Path) -> None:
+    def _set_up(self, commit: str) -> None:
         if self._accounts.running() and (self._state / "pipeline.json").exists():
             dead = [name for name in self._expected() if name not in {p.name for p in self._alive()}]
             if not dead:
@@ -150,7 +285,7 @@ class Rehearsal:
         self._say("Starting the rehearsed accounts")
         self._accounts.start(self._processes)
         self._say("Synthesizing the pipeline for its first deployment")
-        assembly = self._synthesize(source)
+        assembly = self._synthesize(export(self._repository, commit, self._state / "first-source"))
         self._bootstrap(assembly)
         stack = self._top_stack(assembly)
         template = json.loads((assembly / f"{stack.name}.template.json").read_text(encoding="utf-8"))
@@ -259,6 +394,7 @@ class Rehearsal:
                 "account": stack.account,
                 "region": stack.region,
                 "tasks": len(tasks),
+                "commit": deployer.commit if (deployer := self._executions.deployer(stack.name)) else None,
                 "image": store.find(task.properties["ContainerDefinitions"][0]["Image"]).digest,
             }
         order = {"dev": 0, "staging": 1, "prod": 2}
@@ -297,12 +433,14 @@ class Rehearsal:
                 HostClient(directory).stop()
         for registry in self._registries():
             registry.stop_all(STOP_SECONDS)
-        for server in self._state.glob("accounts/*/databases/*"):
-            Postgres(server, self._processes).remove()
+        for kept in ("databases", "snapshots"):
+            for server in self._state.glob(f"accounts/*/{kept}/*"):
+                Postgres(server, self._processes).remove()
         return count
 
     def _forget(self) -> None:
         self._stop_everything()
+        self._executions.forget()
         for name in ("accounts", "accounts.json", "pipeline.json", "logs"):
             path = self._state / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -315,6 +453,9 @@ class Rehearsal:
             raise CannotRehearse(
                 f"{self._repository} has no commit to rehearse: a release is a commit; run this in a git clone"
             ) from None
+
+    def _subject(self, commit: str) -> str:
+        return self._git("log", "-1", "--format=%s", commit)
 
     def _git(self, *arguments: str) -> str:
         done = subprocess.run(

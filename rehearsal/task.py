@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import boto3
 from botocore.config import Config
@@ -33,7 +33,7 @@ from rehearsal.properties import Properties, RefusedError, parse
 from rehearsal.target_group import Target, TargetGroup
 
 if TYPE_CHECKING:
-    from rehearsal.ecs import Deployment, Service
+    from rehearsal.ecs import Cluster, Deployment, ServiceProperties
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class ContainerDefinition(Properties):
     """One container of a task definition."""
 
     name: str
+    image: str = ""
     essential: bool = True
     entry_point: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
@@ -104,9 +105,10 @@ class ContainerDefinition(Properties):
 
 
 class RehearsedContainer(Properties):
-    """How a container's image runs as a process: the image's ENTRYPOINT, ENV and WORKDIR."""
+    """How a container's image runs as a process: the image's ENTRYPOINT, CMD, ENV and WORKDIR."""
 
-    command: list[str] = Field(alias="command", min_length=1)
+    entrypoint: list[str] = Field(alias="entrypoint", default_factory=list)
+    command: list[str] = Field(alias="command", default_factory=list)
     environment: dict[str, str] = Field(alias="environment", default_factory=dict)
     directory: str = Field(alias="directory")
 
@@ -236,6 +238,7 @@ class TaskDefinition:
 
     def __init__(self, arn: str, properties: Mapping[str, Any]) -> None:
         self.arn = arn
+        self._raw = properties
         self.properties = parse(TaskDefinitionProperties, arn, properties)
         self.active = True
         images = self.properties.rehearsal.containers
@@ -252,6 +255,23 @@ class TaskDefinition:
                 f"{arn}: containers have secrets, but there is no ExecutionRoleArn to fetch them with"
             )
         self.not_enforced = _not_enforced(properties)
+
+    def overridden(self, overrides: Mapping[str, Any]) -> TaskDefinition:
+        """This revision with what a RunTask call overrides, in that call's own words: command and environment."""
+        by_name = {one["name"]: one for one in overrides.get("containerOverrides", [])}
+        containers = []
+        for declared in self._raw["ContainerDefinitions"]:
+            override = by_name.pop(declared["Name"], {})
+            if unknown := set(override) - {"name", "command", "environment"}:
+                raise RefusedError(f"RunTask: overriding {', '.join(sorted(unknown))} is not rehearsed")
+            variables = {one["Name"]: one["Value"] for one in declared.get("Environment", [])}
+            variables |= {one["name"]: one["value"] for one in override.get("environment", [])}
+            environment = [{"Name": name, "Value": value} for name, value in variables.items()]
+            command = override.get("command") or declared.get("Command", [])
+            containers.append({**declared, "Command": command, "Environment": environment})
+        if by_name:
+            raise RefusedError(f"RunTask: {self.name} has no container {', '.join(by_name)}")
+        return TaskDefinition(self.arn, {**self._raw, "ContainerDefinitions": containers})
 
     @property
     def name(self) -> str:
@@ -283,7 +303,9 @@ class Container:
     def __init__(self, definition: ContainerDefinition, image: RehearsedContainer, log_file: Path) -> None:
         self.definition = definition
         self.log_file = log_file
-        self.argv = [*(definition.entry_point or image.command), *definition.command]
+        # An entry point of the definition's own leaves out the image's command, as a container engine does.
+        command = definition.command or (() if definition.entry_point else image.command)
+        self.argv = [*(definition.entry_point or image.entrypoint), *command]
         self.directory = image.directory
         self.environment: dict[str, str] = {}
         self.process: asyncio.subprocess.Process | None = None
@@ -369,10 +391,24 @@ class Container:
                 await probe.wait()
 
 
-class Task:
-    """One run of a task definition for a service."""
+class Owner(Protocol):
+    """On whose behalf a task runs: a service, or nobody but the caller of RunTask."""
 
-    def __init__(self, service: Service, deployment: Deployment) -> None:
+    cluster: Cluster
+    properties: ServiceProperties
+    name: str
+
+    def wake(self) -> None:
+        """Something about the task has changed."""
+
+    def ended(self, task: Task) -> None:
+        """The task has stopped."""
+
+
+class Task:
+    """One run of a task definition."""
+
+    def __init__(self, service: Owner, deployment: Deployment) -> None:
         self.id = uuid.uuid4().hex
         self.token = secrets.token_urlsafe(32)
         self.service = service
@@ -532,6 +568,7 @@ class Task:
             "stop_code": self.stop_code,
             "stopped_reason": self.stopped_reason,
             "exit_codes": {c.definition.name: c.exit_code for c in self.containers},
+            "images": {c.definition.name: c.definition.image for c in self.containers},
             "logs": {c.definition.name: str(c.log_file) for c in self.containers},
         }
 

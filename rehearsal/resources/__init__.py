@@ -17,7 +17,7 @@ from rehearsal.resources.service import (
     TargetGroup,
     TaskDefinition,
 )
-from rehearsal.resources.storage import Bucket, EncryptionKey, Parameter, Repository, Secret
+from rehearsal.resources.storage import Bucket, EncryptionKey, LogGroup, Parameter, Repository, Secret
 
 
 def providers() -> Mapping[str, Provider]:
@@ -37,6 +37,7 @@ def providers() -> Mapping[str, Provider]:
         "AWS::IAM::Policy": InlinePolicy(),
         "AWS::IAM::Role": Role(),
         "AWS::KMS::Key": EncryptionKey(),
+        "AWS::Logs::LogGroup": LogGroup(),
         "AWS::RDS::DBInstance": DatabaseInstance(),
         "AWS::S3::Bucket": Bucket(),
         "AWS::SSM::Parameter": Parameter(),

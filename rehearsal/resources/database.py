@@ -8,6 +8,7 @@ import secrets
 from rehearsal.cloudformation import Physical, Place, Properties, Resource, ResourceFailed
 from rehearsal.postgres import Postgres
 from rehearsal.processes import ProcessRegistry
+from rehearsal.snapshots import describe, managed_secret, snapshot_files
 
 
 def database_server(place: Place, identifier: str) -> Postgres:
@@ -16,7 +17,7 @@ def database_server(place: Place, identifier: str) -> Postgres:
 
 
 class DatabaseInstance:
-    """AWS::RDS::DBInstance with the engine postgres. Class, storage, standby and backups are declared."""
+    """AWS::RDS::DBInstance with the engine postgres, new or from a snapshot. Class, storage, standby are declared."""
 
     def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
         """Make and start a server, its database and the secret of its master user."""
@@ -27,15 +28,20 @@ class DatabaseInstance:
                 "only a master password that RDS manages is rehearsed (ManageMasterUserPassword)"
             )
         identifier = properties.get("DBInstanceIdentifier") or place.name(logical_id).lower()
-        user, password = properties["MasterUsername"], secrets.token_urlsafe(24)
+        password = secrets.token_urlsafe(24)
         server = database_server(place, identifier)
+        origin = properties.get("DBSnapshotIdentifier")
         try:
-            server.create(user=user, password=password, database=properties["DBName"])
+            if origin:
+                user = self._restore(place, server, origin, password)
+            else:
+                user = properties["MasterUsername"]
+                server.create(user=user, password=password, database=properties["DBName"])
         except BaseException:  # half a server is no use to the next deployment
             server.remove()
             raise
         secret = place.client("secretsmanager").create_secret(
-            Name=f"rds!db-{identifier}", SecretString=json.dumps({"username": user, "password": password})
+            Name=managed_secret(identifier), SecretString=json.dumps({"username": user, "password": password})
         )
         return Physical(
             identifier,
@@ -48,9 +54,21 @@ class DatabaseInstance:
             },
         )
 
+    def _restore(self, place: Place, server: Postgres, snapshot: str, password: str) -> str:
+        """Start the server from a snapshot, and return its master user, which the snapshot brings."""
+        found = describe(place.directory, snapshot)
+        if found is None or found["Status"] != "available":
+            raise ResourceFailed(
+                f"there is no snapshot {snapshot} in this account that could be restored; `aws rds"
+                " describe-db-snapshots` lists them"
+            )
+        user = str(found["MasterUsername"])
+        server.restore(snapshot_files(place.directory, snapshot), user=user, password=password)
+        return user
+
     def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:
         """What can change in place is declared only."""
-        for name in ("DBInstanceIdentifier", "DBName", "MasterUsername", "Engine"):
+        for name in ("DBInstanceIdentifier", "DBName", "MasterUsername", "Engine", "DBSnapshotIdentifier"):
             if properties.get(name) != resource.properties.get(name):
                 raise ResourceFailed(f"{name} changed: that would replace the database, and its data with it")
         return resource.physical

@@ -185,6 +185,7 @@ class TaskDefinition:
             except KeyError as missing:
                 raise ResourceFailed(f"CannotPullContainerError: {missing.args[0]}") from None
             containers[container["Name"]] = {
+                "entrypoint": image.entrypoint,
                 "command": image.command,
                 "environment": image.environment,
                 "directory": image.directory,

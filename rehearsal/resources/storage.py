@@ -150,3 +150,19 @@ class Repository:
     def delete(self, place: Place, resource: Resource) -> None:
         """Remove it with its images."""
         place.client("ecr").delete_repository(repositoryName=resource.physical.id, force=True)
+
+
+class LogGroup:
+    """AWS::Logs::LogGroup: a name for policies to speak of. What tasks and builds say is in files."""
+
+    def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
+        """Its name is its id."""
+        name = properties.get("LogGroupName") or place.name(logical_id)
+        return Physical(name, {"Arn": place.arn("logs", f"log-group:{name}:*")})
+
+    def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:
+        """Another name is another group."""
+        return self.create(place, resource.logical_id, {"LogGroupName": resource.physical.id, **properties})
+
+    def delete(self, place: Place, resource: Resource) -> None:
+        """Nothing is behind it."""
