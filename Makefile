@@ -7,10 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APPROVE ?=
+ENV ?=
+TO ?=
+YES ?=
+ON ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test rehearse down lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills pipeline-drills other-drills mariadb rehearse down releases rollback restore lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,14 +63,47 @@ unit: synth
 check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cdk-nag, cfn-lint, unit tests
 	@$(MAKE) --no-print-directory -j2 lint unit cfn-lint
 
-test: venv synth ## All tests: unit, rehearsal and drills (about 25 minutes)
-	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit tests/rehearsal tests/drills
+# What each drill measured is in .drills.jsonl. Those of the whole pipeline share one workspace and take as long as
+# everything else, so that two run at a time.
+DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
+OTHER_DRILLS := $(addprefix tests/drills/test_,bad_releases.py chaos.py pipeline_story.py upgrades.py)
+
+test: venv synth ## All tests: unit, rehearsal, drills (about 45 minutes); what needs a missing program is skipped
+	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit
+	@rm -f .drills.jsonl
+	@$(MAKE) --no-print-directory -j2 pipeline-drills other-drills SHORT=tests/rehearsal
+
+drills: venv synth ## The drills alone: what is broken on purpose, in the pipeline, a service, the image
+	@rm -f .drills.jsonl
+	@$(MAKE) --no-print-directory -j2 pipeline-drills other-drills
+
+pipeline-drills: # of releases through the whole pipeline
+	@$(DRILLING) tests/drills $(addprefix --ignore=,$(OTHER_DRILLS))
+
+other-drills:
+	@$(DRILLING) $(SHORT) $(OTHER_DRILLS)
+
+mariadb: venv ## The image's migrations on a real MariaDB, which pip does not give
+	@PATH="$$PATH:/usr/sbin:/usr/libexec" command -v mariadbd >/dev/null || { echo "mariadbd is missing: install MariaDB's server (Debian: apt-get install mariadb-server-core; macOS: brew install mariadb)"; exit 1; }
+	@$(BIN)/python -m pytest tests/rehearsal -m mariadb
 
 rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no]
 	@$(BIN)/python -m rehearsal run $(if $(APPROVE),--approve $(APPROVE))
 
 down: venv ## Stop everything that a rehearsal left running
 	@$(BIN)/python -m rehearsal down
+
+# ON=rehearsal: the same program, against the rehearsed accounts.
+operations = $(if $(ON),$(if $(filter-out rehearsal,$(ON)),$(error ON=$(ON): write ON=rehearsal, or leave it out for AWS),rehearsal operate $(if $(APPROVE),--approve $(APPROVE)) --),operations)
+
+releases: venv ## What each environment runs, ran, and can go back to [ENV=dev|staging|prod] [ON=rehearsal]
+	@$(BIN)/python -m $(operations) releases $(if $(ENV),--environment $(ENV))
+
+rollback: venv ## Take an environment back to an earlier release: ENV=prod [TO=commit] [YES=yes] [ON=rehearsal]
+	@$(BIN)/python -m $(operations) rollback --environment $(or $(ENV),$(error which environment? make rollback ENV=prod)) $(if $(TO),--to $(TO)) $(if $(filter yes,$(YES)),--yes)
+
+restore: venv ## Prepare the release that restores a database: ENV=prod SNAPSHOT=name [YES=yes] [ON=rehearsal]
+	@$(BIN)/python -m $(operations) restore --environment $(or $(ENV),$(error which environment? make restore ENV=prod SNAPSHOT=name)) --snapshot $(or $(SNAPSHOT),$(error which snapshot? make restore ENV=$(ENV) SNAPSHOT=name)) $(if $(filter yes,$(YES)),--yes)
 
 lock: venv ## Write the lock files anew from requirements.txt, mlflow_image/requirements.in and package.json
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.txt -o requirements.lock
