@@ -39,6 +39,15 @@ class Failure:
     began: float
     seconds: float
 
+    @property
+    def ended(self) -> float:
+        """When it was clear that it failed, by the clock that `began` is from."""
+        return self.began + self.seconds
+
+    def overlaps(self, began: float, ended: float) -> bool:
+        """Whether it was in flight at any time from `began` to `ended`."""
+        return self.began <= ended and self.ended >= began
+
     def __str__(self) -> str:
         return f"{self.what} after {self.seconds:.1f} s: {self.why}"
 
@@ -91,6 +100,11 @@ class Client:
         for thread in self._threads:
             thread.join()
         self._variables.stop()
+
+    @property
+    def loops(self) -> int:
+        """How many requests it has in flight at most."""
+        return len(self._threads)
 
     @property
     def succeeded(self) -> int:

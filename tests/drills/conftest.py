@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -72,14 +72,14 @@ class Rollover:
     clients: dict[str, Client]
 
 
-@pytest.fixture(scope="session")
-def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
+@contextmanager
+def a_workspace(request: pytest.FixtureRequest, title: str, *edits: Edit) -> Iterator[Workspace]:
     """A clone with rehearsed accounts of its own; whatever happens, they are stopped at the end."""
     # Tests that a script starts in the background ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     workspace = Workspace()
     try:
-        workspace.good = workspace.commit("Short loads", *QUICK)
+        workspace.good = workspace.commit(title, *edits)
         yield workspace
     finally:
         down = workspace.make("down")
@@ -92,6 +92,13 @@ def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
             workspace.remove()
     assert down.returncode == 0, f"make down failed\n{down.stdout}{down.stderr}"
     assert not left, f"make down left processes: {left}"
+
+
+@pytest.fixture(scope="session")
+def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
+    """The one that most drills share."""
+    with a_workspace(request, "Short loads", *QUICK) as workspace:
+        yield workspace
 
 
 @pytest.fixture(scope="session")

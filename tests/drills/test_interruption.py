@@ -7,7 +7,7 @@ import pytest
 from .conftest import Interruptions
 from .workspace import Release
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drills")]
+pytestmark = pytest.mark.drill
 
 
 def test_ctrl_c_while_a_service_is_deployed(interruptions: Interruptions) -> None:

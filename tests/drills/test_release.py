@@ -11,7 +11,7 @@ from .client import Client
 from .conftest import Rollover
 from .workspace import Release, Workspace
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drills")]
+pytestmark = pytest.mark.drill
 
 STAGES = ["Source", "Build", "UpdatePipeline", "Assets", "Dev", "Staging", "Promote", "Prod"]
 

@@ -10,7 +10,7 @@ import requests
 from .client import REQUEST_SECONDS, Client
 from .workspace import Release, Workspace, wait_until
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drills")]
+pytestmark = pytest.mark.drill
 
 RECOVERY_SECONDS = 300
 """A bound that only a service that does not recover by itself can reach."""

@@ -1,4 +1,7 @@
-"""Images that do not work: the release stops in dev, what served goes on serving, nobody else notices."""
+"""Images that do not work, one in each environment: where the release stops, and who serves meanwhile.
+
+What each kind of failure does to the service itself is drilled in `test_bad_releases.py`, without the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -7,84 +10,129 @@ import pytest
 from .client import Client
 from .workspace import Edit, Release, Workspace
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drills")]
+pytestmark = pytest.mark.drill
 
 IMPATIENT = Edit(
     "stages/tracking.py", "STARTUP_GRACE = Duration.seconds(120)", "STARTUP_GRACE = Duration.seconds(15)"
 )
 """With the bad image's release only: how soon health checks count decides how long the drill takes, not how it ends."""
 
-EXITS = Edit(
-    "mlflow_image/entrypoint.py",
-    "def serve() -> None:\n",
-    'def serve() -> None:\n    sys.exit("This server gives up at once.")\n',
-)
 
-
-def _application(health: str) -> Edit:
-    """The server's application, wrapped: `health` is what it does with a request to `path`."""
+def _application(environment: str, answer: str) -> Edit:
+    """The server's application, wrapped where the environment's database is its own: `answer` comes before its own."""
     return Edit(
         "mlflow_image/server.py",
         "    return app\n",
         f"""    import asyncio
 
     async def drilled(scope, receive, send):
-        path = scope.get("path")
         if scope["type"] == "http":
-{health}
+{answer}
         await app(scope, receive, send)
 
-    return drilled
+    return drilled if "-{environment}-" in os.environ["DATABASE_SECRET_ARN"] else app
 """,
     )
 
 
-SILENT = _application(
-    """            if path == "/health":
-                print("This server leaves /health unanswered.", flush=True)
-                await asyncio.sleep(8)  # longer than the health check waits
-                return"""
-)
-
-FAILS = _application(
+FAILS_IN_DEV = _application(
+    "dev",
     """            print("This server answers 500.", flush=True)
             await send({"type": "http.response.start", "status": 500, "headers": []})
             await send({"type": "http.response.body", "body": b"no"})
-            return"""
+            return""",
+)
+
+WRONG_IN_STAGING = _application(
+    "staging",
+    """            if scope["path"].endswith("/runs/create"):
+                print("This server makes no runs.", flush=True)
+                await send({"type": "http.response.start", "status": 500, "headers": []})
+                await send({"type": "http.response.body", "body": b"no"})
+                return""",
+)
+
+EXITS_IN_PROD = Edit(
+    "mlflow_image/entrypoint.py",
+    "def serve() -> None:\n",
+    """def serve() -> None:
+    if "-prod-" in os.environ.get("DATABASE_SECRET_ARN", ""):
+        sys.exit("This server gives up at once.")
+""",
 )
 
 
-@pytest.mark.parametrize(
-    ("edit", "last_words"),
-    [
-        pytest.param(EXITS, "This server gives up at once.", id="exits-at-once"),
-        pytest.param(SILENT, "This server leaves /health unanswered.", id="never-healthy"),
-        pytest.param(FAILS, "This server answers 500.", id="answers-500"),
-    ],
-)
-def test_an_unfit_image_stops_in_dev(
-    workspace: Workspace, base: Release, edit: Edit, last_words: str
-) -> None:
+def test_an_image_that_does_not_start_stops_in_dev(workspace: Workspace, base: Release) -> None:
     """The circuit breaker opens; dev's tasks are the same as before and have served every request; the report shows
-    the end of the bad task's log."""
+    the end of the bad task's log. Then the stage goes back to the release before, which changes nothing."""
     before = {name: workspace.tasks(name) for name in base.environments}
     others = {name: workspace.stacks(name) for name in ("staging", "prod")}
     with Client(base.environments["dev"]["url"]) as client:
-        release = workspace.release("An unfit image", edit, IMPATIENT, approve=True)
-    print(f"dev: {client.requests} requests, {len(client.failures)} failed")
+        release = workspace.release("500 in dev", FAILS_IN_DEV, IMPATIENT, approve=True)
 
     assert release.status != 0
     assert release.stopped_at == ("Dev", "mlflow-dev-tracking.Deploy")
     assert release.stages["Dev"] == "failed"
-    assert release.action("Dev", "mlflow-dev-tracking.Deploy")["status"] == "failed"
     assert release.stages["Staging"] == release.stages["Prod"] == "not run"
     assert "✗ mlflow-dev-tracking.Deploy" in release.output
-    assert last_words in release.output
-    assert last_words in (workspace.state / "report.html").read_text(encoding="utf-8")
+    assert "This server answers 500." in release.output
+    assert "This server answers 500." in (workspace.state / "report.html").read_text(encoding="utf-8")
+    _assert_served(client, "dev")
+    assert workspace.stack("dev", "tracking")["status"] == "UPDATE_ROLLBACK_COMPLETE"
+    _assert_rolled_back(release, "Dev")
+    assert workspace.tasks("dev") == before["dev"]
+    assert {name: workspace.tasks(name) for name in others} == {name: before[name] for name in others}
+    assert {name: workspace.stacks(name) for name in others} == others
 
+
+def test_an_image_that_fails_its_gate_is_taken_back_in_staging(workspace: Workspace, base: Release) -> None:
+    """Healthy, but wrong: staging deploys it, its smoke tests stop it, the stage goes back, and the release before
+    serves staging again. Prod has not noticed."""
+    before, stacks = workspace.tasks("prod"), workspace.stacks("prod")
+    image = _image(workspace, "staging")
+    with Client(base.environments["prod"]["url"]) as client:
+        release = workspace.release("No runs in staging", WRONG_IN_STAGING, approve=True)
+    assert release.status != 0
+    assert release.stages["Dev"] == "succeeded"
+    assert release.stopped_at == ("Staging", "Smoke")
+    assert release.stages["Promote"] == release.stages["Prod"] == "not run"
+    _assert_rolled_back(release, "Staging")
+    assert _image(workspace, "staging") == image != _image(workspace, "dev")
+    _assert_served(client, "prod")
+    assert (workspace.tasks("prod"), workspace.stacks("prod")) == (before, stacks)
+
+
+def test_an_image_that_exits_in_prod_leaves_prod_as_it_was(workspace: Workspace, base: Release) -> None:
+    """Good in dev and staging, approved, and it gives up at once in prod: prod's tasks are the same as before."""
+    before = workspace.tasks("prod")
+    with Client(base.environments["prod"]["url"]) as client:
+        release = workspace.release("Exits in prod", EXITS_IN_PROD, IMPATIENT, approve=True)
+    assert release.status != 0
+    assert release.stages["Staging"] == release.stages["Promote"] == "succeeded"
+    assert release.stopped_at == ("Prod", "mlflow-prod-tracking.Deploy")
+    assert "This server gives up at once." in release.output
+    _assert_served(client, "prod")
+    _assert_rolled_back(release, "Prod")
+    assert workspace.tasks("prod") == before
+
+
+def _image(workspace: Workspace, environment: str) -> str:
+    """The image that an environment's service was deployed with."""
+    resources = workspace.stack(environment, "tracking")["resources"].values()
+    task = next(one for one in resources if one["type"] == "AWS::ECS::TaskDefinition")
+    return str(task["properties"]["ContainerDefinitions"][0]["Image"])
+
+
+def _assert_served(client: Client, name: str) -> None:
+    print(f"{name}: {client.requests} requests, {len(client.failures)} failed")
     assert client.succeeded > 50
     assert not client.failures, f"{len(client.failures)} of {client.requests}: {client.failures[:5]}"
     assert client.lost() == []
-    assert workspace.stack("dev", "tracking")["status"] == "UPDATE_ROLLBACK_COMPLETE"
-    assert {name: workspace.tasks(name) for name in base.environments} == before
-    assert {name: workspace.stacks(name) for name in others} == others
+
+
+def _assert_rolled_back(release: Release, stage: str) -> None:
+    """The stage's automatic rollback ran and succeeded; the report has it."""
+    rollback = release.report["rollback"]
+    assert rollback is not None
+    assert rollback["rollback_stage"] == stage
+    assert rollback["status"] == "Succeeded", rollback

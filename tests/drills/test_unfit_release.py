@@ -8,7 +8,7 @@ import pytest
 
 from .workspace import Edit, Release, Workspace
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drills")]
+pytestmark = pytest.mark.drill
 
 
 def test_wrong_settings_are_refused_in_one_sentence(refused: Release) -> None:

@@ -162,7 +162,7 @@ class Workspace:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            check="down" not in targets,
+            check="venv" in targets,
             timeout=REHEARSAL_SECONDS,
         )
 
