@@ -34,8 +34,9 @@ GRACEFUL_SECONDS = 25
 FORCED_SECONDS = 30
 
 # uvicorn kills a worker that does not answer its parent in this time, 5 s by default. On a busy machine the import of
-# MLflow alone holds the interpreter for longer, and no worker would ever get through it.
-WORKER_SECONDS = 60
+# MLflow alone holds the interpreter for longer, and no worker would ever get through it. The parent does not hear SIGTERM
+# while it waits, so this must leave most of the task's stop timeout to the requests in flight.
+WORKER_SECONDS = 15
 
 # For the server's own connections only: a migration may rightly take longer.
 STATEMENT_LIMITS = {
