@@ -89,12 +89,12 @@ class Program:
         """SIGTERM, as ECS stops a task, and wait."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.wait(60)
+        return self.wait(180)
 
     def kill(self) -> None:
         """SIGKILL to it and all that it started, and delete its folder."""
         kill_session(self.process.pid)
-        self.process.wait(30)
+        self.process.wait(120)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

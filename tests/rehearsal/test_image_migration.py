@@ -305,7 +305,7 @@ def test_a_table_in_use_is_waited_for_without_blocking_requests(
     ) as reader:
         reader.execute("SELECT count(*) FROM runs")  # its transaction stays open, and holds the table
         task = start(name, command=command, **WITHOUT)
-        wait_until(lambda: "requests go first (try 2" in task.output, 60, "giving up the wait twice")
+        wait_until(lambda: "requests go first (try 2" in task.output, 240, "giving up the wait twice")
         assert revision(postgres, name) == HEAD
         reader.rollback()
     assert task.ends(60) == 0, task.output
@@ -341,7 +341,7 @@ def test_a_killed_migration_leaves_nothing_half_done(
             )
             return connection.execute(query, (name,)).fetchone() == (1,)
 
-    wait_until(sleeping, 60, "reaching the middle of the migration")
+    wait_until(sleeping, 240, "reaching the middle of the migration")
     task.process.send_signal(how)
     status = task.ends(20)
     assert status == (-signal.SIGKILL if how == signal.SIGKILL else 143)
