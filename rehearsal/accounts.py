@@ -47,6 +47,11 @@ class Key:
         return variables | ({"AWS_SESSION_TOKEN": self.session_token} if self.session_token else {})
 
 
+def account_directory(state: Path, account: str, region: str) -> Path:
+    """The folder of one rehearsed account."""
+    return state / "accounts" / f"{account}-{region}"
+
+
 class Accounts:
     """All rehearsed accounts, behind one endpoint on loopback."""
 
@@ -150,6 +155,17 @@ class Accounts:
         if role not in self._sessions:
             self._sessions[role] = self.assume(role, "cloudformation")
         return self._sessions[role]
+
+    def for_tasks(self, account: str, region: str) -> dict[str, Any]:
+        """What an account's host needs to run tasks there: where AWS answers, as whom, and where their logs go."""
+        return {
+            "credentials": {
+                "endpoint": self.endpoint,
+                "region": region,
+                "admin": asdict(self.services_key),
+            },
+            "log_dir": str((account_directory(self._state, account, region) / "logs").resolve()),
+        }
 
     def environment(self, region: str) -> dict[str, str]:
         """What points AWS SDKs and CLIs to the rehearsed accounts, and away from the user's real ones."""

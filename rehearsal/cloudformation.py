@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rehearsal.accounts import Accounts
+from rehearsal.accounts import Accounts, account_directory
 from rehearsal.template import NO_VALUE, Scope, TemplateError, decide, references, resolve
 
 Progress = Callable[[str], None]
@@ -70,7 +70,7 @@ class Place:
     @property
     def directory(self) -> Path:
         """The folder of the rehearsed account."""
-        return self.state / "accounts" / f"{self.account}-{self.region}"
+        return account_directory(self.state, self.account, self.region)
 
     def client(self, service: str) -> Any:
         """An AWS client that acts as CloudFormation's execution role in this account."""
@@ -451,7 +451,7 @@ def load_stack(state: Path, account: str, region: str, name: str) -> Stack | Non
 
 
 def _stack_file(state: Path, account: str, region: str, name: str) -> Path:
-    return state / "accounts" / f"{account}-{region}" / "stacks" / f"{name}.json"
+    return account_directory(state, account, region) / "stacks" / f"{name}.json"
 
 
 def _load(file: Path) -> Stack:

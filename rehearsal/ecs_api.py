@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from moto.ecs.responses import EC2ContainerServiceResponse
 from moto.logs.exceptions import ResourceNotFoundException
 from moto.logs.responses import LogsResponse
 
-from rehearsal.accounts import Accounts
+from rehearsal.accounts import Accounts, account_directory
 from rehearsal.host import HostClient, HostError
 from rehearsal.images import ImageStore
 
@@ -28,24 +27,16 @@ def answer_ecs(state: Path) -> None:
     """Teach moto's ECS and Logs about the tasks of the accounts in `state`."""
 
     def directory(call: Any) -> Path:
-        return state / "accounts" / f"{call.current_account}-{call.region}"
+        return account_directory(state, call.current_account, call.region)
 
     def run_task(self: Any) -> ActionResult:
-        accounts = Accounts(state)
         cluster = str(self._get_param("cluster", "default")).split("/")[-1]
         try:
             task = HostClient(directory(self) / "host").run_task(
                 {
                     "TaskDefinition": self._get_param("taskDefinition"),
                     "Overrides": self._get_param("overrides"),
-                    "Rehearsal": {
-                        "credentials": {
-                            "endpoint": accounts.endpoint,
-                            "region": self.region,
-                            "admin": asdict(accounts.services_key),
-                        },
-                        "log_dir": str((directory(self) / "logs").resolve()),
-                    },
+                    "Rehearsal": Accounts(state).for_tasks(self.current_account, self.region),
                 }
             )
         except HostError as error:

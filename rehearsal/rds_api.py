@@ -21,6 +21,7 @@ from moto.rds.exceptions import (
 from moto.rds.responses import RDSResponse
 from moto.secretsmanager.models import secretsmanager_backends
 
+from rehearsal.accounts import account_directory
 from rehearsal.postgres import Postgres, PostgresError
 from rehearsal.processes import ProcessRegistry
 from rehearsal.snapshots import describe, managed_secret, snapshot_files, write
@@ -32,7 +33,7 @@ def answer_rds(state: Path) -> None:
     """Teach moto's RDS to take snapshots of the instances in `state`."""
 
     def directory(call: Any) -> Path:
-        return state / "accounts" / f"{call.current_account}-{call.region}"
+        return account_directory(state, call.current_account, call.region)
 
     def create_db_snapshot(self: Any) -> ActionResult:
         wanted, instance = self.params["DBSnapshotIdentifier"], self.params["DBInstanceIdentifier"]

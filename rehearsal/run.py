@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rehearsal.accounts import Accounts
+from rehearsal.accounts import Accounts, account_directory
 from rehearsal.build import Builder
 from rehearsal.cloudformation import CloudFormation, Interrupted, Stack
 from rehearsal.executions import AUTOMATED_ROLLBACK, PUSH, START, Executions, Record
@@ -382,7 +382,7 @@ class Rehearsal:
             task = next(r for r in stack.resources.values() if r.type == "AWS::ECS::TaskDefinition")
             service = next(r for r in stack.resources.values() if r.type == "AWS::ECS::Service")
             tags = {tag["Key"]: tag["Value"] for tag in task.properties.get("Tags", [])}
-            host = HostClient(self._state / "accounts" / f"{stack.account}-{stack.region}" / "host")
+            host = HostClient(account_directory(self._state, stack.account, stack.region) / "host")
             try:
                 tasks = [
                     t for t in host.get("service", service.physical.id)["tasks"] if t["status"] == "RUNNING"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,6 @@ class Service:
         host(place).delete("service", resource.physical.id)
 
     def _put(self, place: Place, arn: str, name: str, properties: Properties) -> None:
-        key = place.accounts.services_key
         client = host(place)
         before = _events(client, arn)
         client.put(
@@ -227,14 +225,7 @@ class Service:
             {
                 **properties,
                 "ServiceName": name,
-                "Rehearsal": {
-                    "credentials": {
-                        "endpoint": place.accounts.endpoint,
-                        "region": place.region,
-                        "admin": asdict(key),
-                    },
-                    "log_dir": str((place.directory / "logs").resolve()),
-                },
+                "Rehearsal": place.accounts.for_tasks(place.account, place.region),
             },
         )
         seen = before
