@@ -14,7 +14,7 @@ from cdk_nag import AwsSolutionsChecks
 from constructs import Construct
 
 from stages.artifact_store import ArtifactStore
-from stages.build_step import EnvironmentBuildStep
+from stages.build_step import EnvironmentBuildStep, exported
 from stages.environment_build import pipeline_role
 from stages.gates import LOAD, SMOKE
 from stages.migration import MIGRATE
@@ -84,32 +84,34 @@ class PipelineStack(Stack):
                 source=source,
             )
 
-        def deploy(environment: str, *gates: pipelines.Step) -> None:
+        def deploy(environment: str) -> None:
             stage = PlatformStage(self, environment.title(), settings=settings, environment=environment)
             # The service rolls out only when the migration has said yes.
             before_service = pipelines.StackSteps(stack=stage.migration, post=[step(MIGRATE, environment)])
-            delivery.add_stage(stage, stack_steps=[before_service], post=list(gates))
-
-        for environment in ("dev", "staging"):
             smoke, load = step(SMOKE, environment), step(LOAD, environment)
             load.add_step_dependency(smoke)
-            deploy(environment, smoke, load)
+            delivery.add_stage(stage, stack_steps=[before_service], post=[smoke, load])
 
+        deploy("dev")
+        deploy("staging")
+
+        staging = f"{settings.name}-staging"
         # A stage of its own: a rollback of Prod is not held up by an approval inside it.
         delivery.add_wave(
             "Promote",
             pre=[
                 pipelines.ManualApprovalStep(
                     "Approve",
-                    # The same for every release: another text would be another pipeline, without rollback targets.
-                    comment="Staging runs this release and passed its smoke tests and its load check. `make releases"
-                    " ENV=staging` shows what it did to the schema: if that is marked breaking, prod cannot be rolled back"
-                    " to the release before, only restored from the snapshot taken first. Approve it for prod?",
+                    # CodePipeline fills the builds' variables in. The text itself is the same for every release: another
+                    # would be another pipeline, without rollback targets.
+                    comment="Staging runs this release and passed its smoke tests and its load check"
+                    f" ({exported(staging, LOAD, 'VERDICT')}). Its schema: {exported(staging, MIGRATE, 'SCHEMA')}"
+                    " `make releases` shows what each environment runs and can go back to. Approve it for prod?",
                 )
             ],
         )
 
-        deploy("prod", step(SMOKE, "prod"))
+        deploy("prod")
         delivery.build_pipeline()
         roll_back_on_failure(pipeline, ("Dev", "Staging", "Prod"))
         acknowledge_pipeline(store, pipeline, delivery)

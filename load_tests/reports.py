@@ -29,11 +29,12 @@ def table(figures: Figures, verdict: Verdict) -> str:
 
 
 def write(folder: Path, figures: Figures, verdict: Verdict, html: str) -> None:
-    """Write load.json, load.xml and, if there was a load at all, load.html."""
+    """Write load.json, load.xml, verdict.txt and, if there was a load at all, load.html."""
     folder.mkdir(parents=True, exist_ok=True)
     checks = [asdict(check) for check in verdict.checks]
     content = {"verdict": "PASS" if verdict.passed else "FAIL", "summary": str(verdict), **asdict(figures)}
     (folder / "load.json").write_text(json.dumps({**content, "checks": checks}, indent=2) + "\n")
+    (folder / "verdict.txt").write_text(f"{verdict}\n")
     junit = ElementTree.ElementTree(_junit(figures, verdict))
     junit.write(folder / "load.xml", "utf-8", xml_declaration=True)
     if html:
@@ -42,7 +43,7 @@ def write(folder: Path, figures: Figures, verdict: Verdict, html: str) -> None:
 
 def remove_old(folder: Path) -> None:
     """Remove an earlier check's reports, so that none can be taken for this one's."""
-    for name in ("load.json", "load.xml", "load.html"):
+    for name in ("load.json", "load.xml", "load.html", "verdict.txt"):
         (folder / name).unlink(missing_ok=True)
 
 

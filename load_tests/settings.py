@@ -16,8 +16,15 @@ VARIABLES = {
     "LOAD_MAX_READ_P95_MS": "95 of 100 reads answer within this many milliseconds",
     "LOAD_MAX_WRITE_P95_MS": "95 of 100 writes answer within this many milliseconds",
     "LOAD_MIN_RPS": "at least this many requests per second succeed",
+    "LOAD_MAX_SLOWDOWN": "how many times the medians of the release before are allowed, 1 to 1000",
 }
-"""Every variable that must be set, and what it means. MLFLOW_TRACKING_TOKEN is optional."""
+"""Every variable that must be set, and what it means."""
+
+OPTIONAL = {
+    "MLFLOW_TRACKING_TOKEN": "sent as a bearer token",
+    "LOAD_BASELINE_PARAMETER": "the SSM parameter that keeps the figures of the release before",
+}
+"""What may be set. Without a place to keep them there are no figures to compare with."""
 
 
 class SettingsError(Exception):
@@ -37,6 +44,8 @@ class LoadSettings:
     max_read_p95_ms: float
     max_write_p95_ms: float
     min_rps: float
+    max_slowdown: float
+    baseline_parameter: str | None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> LoadSettings:
@@ -58,6 +67,8 @@ class LoadSettings:
             max_read_p95_ms=reader.number("LOAD_MAX_READ_P95_MS", 0.001, 60_000),
             max_write_p95_ms=reader.number("LOAD_MAX_WRITE_P95_MS", 0.001, 60_000),
             min_rps=reader.number("LOAD_MIN_RPS", 0, 1_000_000),
+            max_slowdown=reader.number("LOAD_MAX_SLOWDOWN", 1, 1000),
+            baseline_parameter=environment.get("LOAD_BASELINE_PARAMETER") or None,
         )
         if not reader.problems and settings.users / settings.spawn_rate > settings.seconds / 2:
             reader.problems.append(

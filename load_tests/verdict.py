@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from load_tests.settings import LoadSettings
 
 Kind = Literal["read", "write"]
+KINDS: tuple[Kind, Kind] = ("read", "write")
+
+UNNOTICED_MS = 50
+"""A median below this passes whatever it was before: nobody notices it, and so small a figure is easily multiplied by
+what else the machine does."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,22 @@ class Figures:
     failures: int
     rps: float
     error_rate: float
+    read_p50_ms: float | None
     read_p95_ms: float | None
+    write_p50_ms: float | None
     write_p95_ms: float | None
     operations: Mapping[str, OperationFigures]
     errors: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The medians, in milliseconds, of the last release that passed, and under how many users they were measured."""
+
+    release: str
+    users: int
+    read_p50_ms: float
+    write_p50_ms: float
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,8 @@ def measure(samples: Sequence[Sample], seconds: float, operations: Mapping[str, 
     def times(*names: str) -> list[float]:
         return [sample.milliseconds for sample in samples if sample.operation in names]
 
+    reads, writes = (times(*(name for name, kind in operations.items() if kind == one)) for one in KINDS)
+
     def of(name: str) -> OperationFigures:
         mine = times(name)
         return OperationFigures(
@@ -122,15 +141,22 @@ def measure(samples: Sequence[Sample], seconds: float, operations: Mapping[str, 
         failures=failures,
         rps=(len(samples) - failures) / seconds if seconds > 0 else 0.0,
         error_rate=failures / len(samples) if samples else 0.0,
-        read_p95_ms=percentile(times(*(name for name, kind in operations.items() if kind == "read")), 0.95),
-        write_p95_ms=percentile(times(*(name for name, kind in operations.items() if kind == "write")), 0.95),
+        read_p50_ms=percentile(reads, 0.50),
+        read_p95_ms=percentile(reads, 0.95),
+        write_p50_ms=percentile(writes, 0.50),
+        write_p95_ms=percentile(writes, 0.95),
         operations={name: of(name) for name in operations},
         errors=dict(errors),
     )
 
 
-def judge(figures: Figures, settings: LoadSettings, problems: Mapping[str, Sequence[str]]) -> Verdict:
-    """Compare the figures with the thresholds.
+def judge(
+    figures: Figures,
+    settings: LoadSettings,
+    problems: Mapping[str, Sequence[str]],
+    before: Baseline | None = None,
+) -> Verdict:
+    """Compare the figures with the thresholds, and with those of the release before.
 
     Args:
         problems: What else was looked at, by name, each with the sentences that must not be there: wrong
@@ -162,9 +188,35 @@ def judge(figures: Figures, settings: LoadSettings, problems: Mapping[str, Seque
             threshold=True,
         ),
     ]
+    if before is not None:
+        checks += _slowdown(figures, settings, before)
     for name, sentences in problems.items():
         checks.append(Check(name, not sentences, _some(name, sentences)))
     return Verdict(checks)
+
+
+def _slowdown(figures: Figures, settings: LoadSettings, before: Baseline) -> Iterator[Check]:
+    if before.users != settings.users:
+        sentence = f"not compared with release {before.release}, which had {before.users} users and not {settings.users}"
+        yield Check("slowdown", True, sentence)
+        return
+    for kind, median, earlier in (
+        ("read", figures.read_p50_ms, before.read_p50_ms),
+        ("write", figures.write_p50_ms, before.write_p50_ms),
+    ):
+        if median is None:
+            continue  # that nothing was measured has failed already
+        limit = max(settings.max_slowdown * earlier, UNNOTICED_MS)
+        passed = median <= limit
+        sentence = (
+            f"{kind} median {_milliseconds(median)}, {median / earlier:.1f} times the {_milliseconds(earlier)} of release"
+            f" {before.release}"
+        )
+        if not passed:
+            sentence += (
+                f" (at most {settings.max_slowdown:g} times; if it is meant to be slower, raise max_slowdown)"
+            )
+        yield Check(f"{kind} slowdown", passed, sentence, threshold=True)
 
 
 def _percent(share: float) -> str:

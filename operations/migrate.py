@@ -12,6 +12,7 @@ started, its log shown, and its result written to the release parameter, whose h
 | MIGRATION_LOG_GROUP               | where it logs                                                     |
 | RELEASE_PARAMETER                 | the SSM parameter that releases are written to                    |
 | RESTORED_FROM                     | the snapshot that the database was made from, if it was           |
+| ALLOW_BREAKING_MIGRATION          | the revision that breaking migrations may lead to, if one may     |
 | CODEBUILD_RESOLVED_SOURCE_VERSION | the commit; CodeBuild sets it                                     |
 | PIPELINE_EXECUTION                | the id of the pipeline execution that carries the release         |
 """
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -46,6 +48,7 @@ LATE_SECONDS = 60
 
 CONTAINER = "mlflow"
 STREAM_PREFIX = "migrate"
+REPORTS = Path("reports")
 REFUSED = 3
 """The task's exit status when it changed nothing because the release needs a person's decision."""
 
@@ -68,6 +71,7 @@ def migrate(environment: Mapping[str, str]) -> int:
         task = _run(environment)
         result = _follow(environment, task)
         _note(environment, result)
+        _tell(result, environment.get("ALLOW_BREAKING_MIGRATION"))
     except MigrationError as error:
         print(error, file=sys.stderr)
         return 1
@@ -209,6 +213,32 @@ def _note(environment: Mapping[str, str], result: Mapping[str, Any]) -> None:
     boto3.client("ssm").put_parameter(
         Name=environment["RELEASE_PARAMETER"], Type="String", Value=json.dumps(release), Overwrite=True
     )
-    print(
-        f"Schema: {result['before'] or 'none'} before, {result['after']} now ({result['kind']}).", flush=True
+
+
+def _tell(result: Mapping[str, Any], allowed: str | None) -> None:
+    """Say what was done to the schema, in the log and where the buildspec takes the approval's text from."""
+    REPORTS.mkdir(exist_ok=True)
+    sentence = schema_sentence(result, allowed)
+    (REPORTS / "schema.txt").write_text(f"{sentence}\n", encoding="utf-8")
+    print(f"Schema: {sentence}", flush=True)
+
+
+def schema_sentence(result: Mapping[str, Any], allowed: str | None) -> str:
+    """What a migration did, and what `allowed` (the setting allow_breaking_migration) means for the next environment."""
+    breaking = sum(migration["kind"] == "breaking" for migration in result["applied"])
+    if result["kind"] == "created":
+        done = f"made new, at {result['after']}"
+    elif not result["applied"]:
+        done = f"at {result['after']} as before"
+    else:
+        done = (
+            f"from {result['before'] or 'none'} to {result['after']}, {len(result['applied'])} migration(s), "
+            + (f"{breaking} of them BREAKING" if breaking else "all additive")
+            + (f", snapshot {result['snapshot']} taken first" if result["snapshot"] else "")
+        )
+    if allowed is None:
+        return f"{done}; breaking migrations are not allowed."
+    return (
+        f"{done}; BREAKING migrations up to {allowed} are allowed: where one is pending, the release before cannot be"
+        " rolled back to, only restored from the snapshot."
     )

@@ -38,7 +38,7 @@ _UNKNOWN = object()
 
 KNOWN_KEYS: Mapping[str, Any] = {
     "version": None,
-    "env": {"shell": None, "variables": None},
+    "env": {"shell": None, "variables": None, "exported-variables": None},
     "phases": dict.fromkeys(PHASES, _PHASE),
     "reports": {"*": {"files": None, "base-directory": None, "file-format": None}},
     "artifacts": {"files": None, "base-directory": None},
@@ -75,8 +75,8 @@ class Builder:
         self._running: set[int] = set()
         self._lock = threading.Lock()
 
-    def run(self, build: Build) -> None:
-        """Run a build to its end; its output goes to the build's log.
+    def run(self, build: Build) -> dict[str, str]:
+        """Run a build to its end; its output goes to the build's log. Returns the variables that it exports.
 
         Raises:
             BuildFailed: a command failed, or the buildspec cannot be used.
@@ -115,6 +115,9 @@ class Builder:
                 raise BuildFailed(f"{_failed_phase(folder)} (exit status {status})")
             if build.output is not None:
                 self._keep_artifacts(spec, folder / "src", build.output)
+            return {
+                name: _export(folder, name).read_text(encoding="utf-8").strip() for name in _exported(spec)
+            }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -241,9 +244,20 @@ def _script(spec: Mapping[str, Any], folder: Path) -> str:
                 )
             else:
                 lines.append(f"[ $_after != 0 ] || {attempt} || {{ _after=$?; {keep}; }}")
+    for name in _exported(spec):
+        lines.append(f"printenv {shlex.quote(name)} > {shlex.quote(str(_export(folder, name)))} || true")
     lines.append("[ $_status != 0 ] || _status=$_after")
     lines.append("exit $_status")
     return "\n".join(lines) + "\n"
+
+
+def _exported(spec: Mapping[str, Any]) -> list[str]:
+    names: list[str] = spec.get("env", {}).get("exported-variables", [])
+    return names
+
+
+def _export(folder: Path, name: str) -> Path:
+    return folder / f"exported-{name}"
 
 
 def _failed_phase(folder: Path) -> str:

@@ -7,6 +7,7 @@ is for.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -88,6 +89,7 @@ class Execution:
         self._folder = executions.folder(record)
         self._saving = threading.Lock()
         self._artifacts: dict[str, Path] = {}
+        self._variables = {"codepipeline.PipelineExecutionId": record.id}
         self._stopped = threading.Event()
         self.pipeline = pipeline_of(stack)
         self.stages = record.stages
@@ -256,7 +258,7 @@ class Execution:
         reports = self._folder / "reports" / f"{stage}-{action.name}"
         overrides = json.loads(configuration.get("EnvironmentVariables", "[]"))
         try:
-            self._builder.run(
+            exported = self._builder.run(
                 Build(
                     name=f"{stage}-{action.name}",
                     project=project.properties,
@@ -281,15 +283,21 @@ class Execution:
             if reports.exists():
                 action.reports = str(reports)
                 action.summary = reported(reports)
+        if namespace := declared.get("Namespace"):
+            self._variables.update({f"{namespace}.{name}": value for name, value in exported.items()})
         if output is not None:
             self._keep(outputs[0], output)
 
     def _resolved(self, value: str) -> str:
-        """A variable's value with CodePipeline's own variables filled in."""
-        filled = value.replace("#{codepipeline.PipelineExecutionId}", self.record.id)
-        if "#{" in filled:
-            raise ActionFailed(f"the variable {value} is not rehearsed; the execution's id is")
-        return filled
+        """A text with the variables of CodePipeline and of earlier builds filled in."""
+
+        def fill(found: re.Match[str]) -> str:
+            if (name := found[1]) not in self._variables:
+                known = ", ".join(sorted(self._variables))
+                raise ActionFailed(f"no action has exported the variable {name}; known are {known}")
+            return self._variables[name]
+
+        return re.sub(r"#\{([^}]*)\}", fill, value)
 
     def _mutate(self, action: Action, assembly: Path) -> None:
         """What `cdk deploy` of the pipeline's own stack would do."""
@@ -322,7 +330,7 @@ class Execution:
             for evidence in before.actions:
                 if evidence.reports:
                     self._say(f"    {before.name} {evidence.name}: {evidence.summary} ({evidence.reports})")
-        approved = self._decide(declared["Configuration"].get("CustomData", "Go on?"))
+        approved = self._decide(self._resolved(declared["Configuration"].get("CustomData", "Go on?")))
         answer = "yes" if approved else "no"
         self.record.approvals.append(Approval(stage, action.name, self._approver, now(), answer))
         if not approved:

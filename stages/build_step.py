@@ -15,6 +15,12 @@ from constructs import Construct
 from stages.environment_build import build_project, starter_role
 from stages.settings import Environment
 
+
+def exported(prefix: str, name: str, variable: str) -> str:
+    """Stands, in an action's configuration, for what the build `name` exported in this execution."""
+    return f"#{{{build_project(prefix, name)}.{variable}}}"
+
+
 EXECUTION = "PIPELINE_EXECUTION"
 """The build's variable that holds the id of the pipeline execution that started it."""
 
@@ -51,6 +57,7 @@ class EnvironmentBuildStep(pipelines.Step):
             actions.CodeBuildAction(
                 action_name=action_name,
                 run_order=run_order,
+                variables_namespace=project,
                 input=artifacts.to_code_pipeline(self._source),
                 project=codebuild.PipelineProject.from_project_arn(
                     scope, f"{project}-project", f"arn:aws:codebuild:{region}:{account}:project/{project}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from constructs import Construct
 
@@ -21,8 +22,13 @@ from stages.tracking import TrackingStack
 SMOKE, LOAD = "smoke", "load"
 
 
+def load_parameter(prefix: str) -> str:
+    """Name of the SSM parameter with the load check's figures of the last release that passed it."""
+    return f"/{prefix}/load"
+
+
 class GatesStack(Stack):
-    """Smoke tests and, where the settings have thresholds, the load check."""
+    """Smoke tests and the load check."""
 
     def __init__(
         self,
@@ -54,23 +60,36 @@ class GatesStack(Stack):
         self._reach(environment, network, tracking)
 
         url = tracking.url
-        gates = {SMOKE: {"MLFLOW_TRACKING_URI": url, "SMOKE_DEMO": str(environment.smoke_demo).lower()}}
-        if environment.load:
-            gates[LOAD] = {"MLFLOW_TRACKING_URI": url, **_load_variables(environment.load)}
-        for gate, variables in gates.items():
-            EnvironmentBuild(
+        gates = {
+            SMOKE: {"SMOKE_DEMO": str(environment.smoke_demo).lower()},
+            LOAD: {**_load_variables(environment.load), "LOAD_BASELINE_PARAMETER": load_parameter(prefix)},
+        }
+        builds = {
+            gate: EnvironmentBuild(
                 self,
                 gate,
                 prefix=prefix,
                 settings=settings,
                 description=f"{gate.title()} gate",
                 build_spec=f"{gate}_tests/buildspec.yml",
-                variables=variables,
+                variables={"MLFLOW_TRACKING_URI": url, **variables},
                 vpc=network.vpc,
                 group=self._group,
                 key=key,
                 timeout=Duration.minutes(90),
             )
+            for gate, variables in gates.items()
+        }
+        builds[LOAD].role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["ssm:GetParameter", "ssm:PutParameter"],
+                resources=[
+                    self.format_arn(
+                        service="ssm", resource="parameter", resource_name=load_parameter(prefix).lstrip("/")
+                    )
+                ],
+            )
+        )
 
     def _reach(self, environment: Environment, network: NetworkStack, tracking: TrackingStack) -> None:
         port = ec2.Port.HTTPS if environment.certificate_arn else ec2.Port.HTTP
@@ -107,4 +126,5 @@ def _load_variables(load: Load) -> dict[str, str]:
         "LOAD_MAX_READ_P95_MS": str(load.max_read_p95_ms),
         "LOAD_MAX_WRITE_P95_MS": str(load.max_write_p95_ms),
         "LOAD_MIN_RPS": f"{load.min_rps:g}",
+        "LOAD_MAX_SLOWDOWN": f"{load.max_slowdown:g}",
     }

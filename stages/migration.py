@@ -93,6 +93,11 @@ class MigrationStack(Stack):
                 "MIGRATION_LOG_GROUP": self._task.log_group.log_group_name,
                 "RELEASE_PARAMETER": release_parameter(prefix),
                 **({"RESTORED_FROM": restored} if (restored := environment.database.restore_from) else {}),
+                **(
+                    {"ALLOW_BREAKING_MIGRATION": allowed}
+                    if (allowed := settings.allow_breaking_migration)
+                    else {}
+                ),
             },
             vpc=network.vpc,
             group=build_group,

@@ -20,16 +20,16 @@ QUICK = (
     Edit(
         "platform.toml",
         "load = { users = 4, spawn_rate = 4, seconds = 20, max_error_rate = 0.0,"
-        " max_read_p95_ms = 2000, max_write_p95_ms = 2000, min_rps = 3.0 }",
+        " max_read_p95_ms = 2000, max_write_p95_ms = 2000, min_rps = 3.0, max_slowdown = 5.0 }",
         "load = { users = 4, spawn_rate = 4, seconds = 10, max_error_rate = 0.0,"
-        " max_read_p95_ms = 60000, max_write_p95_ms = 60000, min_rps = 0.1 }",
+        " max_read_p95_ms = 60000, max_write_p95_ms = 60000, min_rps = 0.1, max_slowdown = 1000.0 }",
     ),
     Edit(
         "platform.toml",
         "load = { users = 8, spawn_rate = 4, seconds = 30, max_error_rate = 0.0,"
-        " max_read_p95_ms = 1500, max_write_p95_ms = 1500, min_rps = 5.0 }",
+        " max_read_p95_ms = 1500, max_write_p95_ms = 1500, min_rps = 5.0, max_slowdown = 5.0 }",
         "load = { users = 4, spawn_rate = 4, seconds = 10, max_error_rate = 0.0,"
-        " max_read_p95_ms = 60000, max_write_p95_ms = 60000, min_rps = 0.1 }",
+        " max_read_p95_ms = 60000, max_write_p95_ms = 60000, min_rps = 0.1, max_slowdown = 1000.0 }",
     ),
     # dev keeps MLflow's own demo in its smoke tests; once is enough.
     Edit(

@@ -47,19 +47,24 @@ DATABASE = "mlflow-dev-database"
 STOPPED_BY_A_PERSON = ("Promote", "Approve")
 PINNED_LOCK = (IMAGE / "requirements.lock").read_text(encoding="utf-8")
 
+GATE = "smoke = step(SMOKE, environment)"
 SHORT = (
     *QUICK,
     # One environment before the approval, which nobody gives. Its load is this drill's own clients: the load check's
     # mix and most smoke tests use what only the pinned version has.
     Edit(
         "pipeline_app.py",
-        """        for environment in ("dev", "staging"):
-            smoke, load = step(SMOKE, environment), step(LOAD, environment)
-            load.add_step_dependency(smoke)
-            deploy(environment, smoke, load)
-""",
-        """        deploy("dev", step(SMOKE, "dev"))
-""",
+        'deploy("dev")\n        deploy("staging")',
+        'deploy("dev")',
+    ),
+    Edit("pipeline_app.py", "            load.add_step_dependency(smoke)\n", ""),
+    Edit("pipeline_app.py", "post=[smoke, load]", "post=[smoke]"),
+    Edit("pipeline_app.py", """f" ({exported(staging, LOAD, 'VERDICT')}). Its""", 'f"; its'),
+    Edit("pipeline_app.py", 'f"{settings.name}-staging"', 'f"{settings.name}-dev"'),
+    Edit(
+        "pipeline_app.py",
+        "smoke, load = step(SMOKE, environment), step(LOAD, environment)",
+        "smoke = step(SMOKE, environment)",
     ),
     Edit("pipeline_app.py", "from stages.gates import LOAD, SMOKE", "from stages.gates import SMOKE"),
     Edit("pipeline_app.py", '("Dev", "Staging", "Prod")', '("Dev", "Prod")'),
@@ -262,9 +267,11 @@ def test_an_additive_release_migrates_under_load(dev: Dev, first: Step, second: 
     """Migrate says so and takes a snapshot; not one request fails, nothing acknowledged is lost."""
     log = _migrate_log(dev)
     assert f"{ADDITIVE} migration(s) pending" in log
-    assert "(additive)" in log
     [snapshot] = second.snapshots - first.snapshots
     assert f"Snapshot {snapshot} is available" in log
+    said = f"from {first.revision} to {second.revision}, {ADDITIVE} migration(s), all additive, snapshot {snapshot} taken"
+    assert f"Schema: {said} first" in log
+    assert f"its schema: {said} first" in second.release.output, "the approval shows it"
     assert snapshot.startswith(f"{DATABASE}-{first.revision}-")
     assert first.tasks.isdisjoint(second.tasks)
     details = dev.details()
@@ -317,7 +324,9 @@ def test_leave_lets_it_through_with_a_snapshot(dev: Dev, forward: Step, asked: R
     assert broken.revision == _named(asked)
     [snapshot] = broken.snapshots - forward.snapshots
     assert snapshot.startswith(f"{DATABASE}-{forward.revision}-")
-    assert "(breaking)" in _migrate_log(dev)
+    assert f"BREAKING, snapshot {snapshot} taken first" in _migrate_log(dev)
+    assert f"BREAKING, snapshot {snapshot} taken first" in broken.release.output, "the approval shows it"
+    assert f"BREAKING migrations up to {broken.revision} are allowed" in broken.release.output
     assert dev.details()["schema"]["newer_by"] == 0
 
 

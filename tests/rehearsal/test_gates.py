@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import boto3
 import pytest
 import requests
+from moto.server import ThreadedMotoServer
 
 from load_tests.api import Api
 from load_tests.ledger import Ledger, Run
@@ -176,6 +178,7 @@ def load(checkout: Path, server: Server) -> Load:
             "LOAD_MAX_READ_P95_MS": "20000",
             "LOAD_MAX_WRITE_P95_MS": "20000",
             "LOAD_MIN_RPS": "0.1",
+            "LOAD_MAX_SLOWDOWN": "1000",
         }
         result = subprocess.run(
             [sys.executable, "-m", "load_tests"],
@@ -291,6 +294,59 @@ def test_load_names_the_number_that_cannot_be_met(load: Load, checkout: Path) ->
     ]
 
 
+@pytest.fixture
+def parameters() -> Iterator[dict[str, str]]:
+    """A parameter store: the variables that lead to it."""
+    store = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "gate",
+        "AWS_SECRET_ACCESS_KEY": "gate",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+    }
+    store.stop()
+
+
+def test_load_keeps_a_release_s_medians_and_compares_the_next_one(
+    load: Load, parameters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a release that passes leaves its own."""
+    for name, value in parameters.items():
+        monkeypatch.setenv(name, value)
+    ssm = boto3.client("ssm")
+    where = {"LOAD_BASELINE_PARAMETER": "/here/load", "LOAD_SECONDS": "6"}
+
+    status, output = load(**where, CODEBUILD_RESOLVED_SOURCE_VERSION="0123456789abcdef")
+    assert status == 0, output
+    first = json.loads(ssm.get_parameter(Name="/here/load")["Parameter"]["Value"])
+    assert (first["release"], first["users"]) == ("0123456789ab", 4)
+    assert first["read_p50_ms"] > 0
+    assert first["write_p50_ms"] > 0
+
+    status, output = load(**where, LOAD_MAX_WRITE_P95_MS="0.001")
+    assert status == 1
+    assert "of release 0123456789ab" in output
+    assert json.loads(ssm.get_parameter(Name="/here/load")["Parameter"]["Value"]) == first
+
+    ssm.put_parameter(Name="/here/load", Value="mine", Type="String", Overwrite=True)
+    status, output = load(**where)
+    assert status == 1
+    assert "does not hold the figures of a release: delete it" in output
+
+
+def test_load_that_may_not_compare_does_not_pass(
+    load: Load, parameters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**parameters, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    status, output = load(LOAD_BASELINE_PARAMETER="/here/load", AWS_MAX_ATTEMPTS="1")
+    assert status == 1
+    assert "FAIL: the figures of the release before cannot be read: " in output
+    assert "requests" not in output, "nothing was loaded"
+
+
 def test_load_fails_and_still_clears_up_when_artifacts_cannot_be_stored(load: Load, server: Server) -> None:
     before = server.visible()
     with artifacts_broken(server):
@@ -309,6 +365,7 @@ def test_load_that_is_interrupted_fails_and_clears_up(checkout: Path, server: Se
         "LOAD_MAX_WRITE_P95_MS": "20000",
     }
     size = {"LOAD_USERS": "2", "LOAD_SPAWN_RATE": "2", "LOAD_SECONDS": "60", "LOAD_MIN_RPS": "0"}
+    size["LOAD_MAX_SLOWDOWN"] = "1000"
     process = subprocess.Popen(
         [sys.executable, "-m", "load_tests"],
         cwd=checkout,

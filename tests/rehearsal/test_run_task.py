@@ -56,7 +56,10 @@ MIGRATES = """
         time.sleep(0.1)
     print("snapshot", snapshot, "is", state["Status"], flush=True)
     database.execute("INSERT INTO runs VALUES ('after')")
-    print(json.dumps({"before": None, "after": "0584bdc529eb", "kind": "additive", "snapshot": snapshot}))
+    print(json.dumps({
+        "before": None, "after": "0584bdc529eb", "kind": "additive", "snapshot": snapshot,
+        "applied": [{"revision": "0584bdc529eb", "kind": "additive", "reasons": []}],
+    }))
 """
 
 
@@ -239,8 +242,9 @@ def remove_server(folder: Path, registry: ProcessRegistry) -> None:
 
 
 @pytest.fixture
-def as_build(dev: Dev, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """This process as the migration's build: its role's keys, and its variables. Waiting is cut short."""
+def as_build(dev: Dev, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """This process as the migration's build: its folder, its role's keys, its variables. Waiting is cut short."""
+    monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in {
@@ -441,7 +445,10 @@ def test_a_migration_a_snapshot_and_a_restore(
     status, said = migrate(as_build), capfd.readouterr()
     assert status == 0, said.out + said.err
     assert f"  snapshot {snapshot} is available\n" in said.out
-    assert said.out.endswith("Schema: none before, 0584bdc529eb now (additive).\n")
+    assert said.out.endswith(
+        "Schema: from none to 0584bdc529eb, 1 migration(s), all additive, snapshot"
+        f" {snapshot} taken first; breaking migrations are not allowed.\n"
+    )
     release = dev.release()
     assert release.pop("at")
     assert release == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 
+from load_tests.settings import OPTIONAL, VARIABLES
 from stages.settings import Settings
 
 from .assembly import ROOT, Json, Platform
@@ -22,9 +23,8 @@ def variables(project: Json) -> dict[str, str]:
     return {v["Name"]: v["Value"] for v in project["Environment"]["EnvironmentVariables"]}
 
 
-def test_smoke_everywhere_and_load_where_there_are_thresholds(platform: Platform) -> None:
-    expected = {"smoke", "load"} if platform.settings.load else {"smoke"}
-    assert gates(platform).keys() == expected
+def test_smoke_and_load_everywhere(platform: Platform) -> None:
+    assert gates(platform).keys() == {"smoke", "load"}
 
 
 def test_gates_are_inside_the_network(platform: Platform) -> None:
@@ -60,12 +60,24 @@ def test_gates_are_not_privileged(platform: Platform) -> None:
 
 
 def test_thresholds_are_the_settings(platform: Platform) -> None:
-    load = platform.settings.load
-    if load is None:
-        assert "load" not in gates(platform)
-        return
-    given = {k: float(v) for k, v in variables(gates(platform)["load"]).items() if k.startswith("LOAD_")}
-    assert given == {f"LOAD_{name.upper()}": float(value) for name, value in load.model_dump().items()}
+    given = variables(gates(platform)["load"])
+    wanted = platform.settings.load.model_dump()
+    assert {name: float(given[f"LOAD_{name.upper()}"]) for name in wanted} == wanted
+    read = {*VARIABLES, *OPTIONAL}
+    assert given.keys() - read == set(), "the load check reads them all"
+    assert given.keys() >= VARIABLES.keys(), "and has all that it needs"
+
+
+def test_the_load_check_alone_keeps_its_figures_for_the_next_release(platform: Platform) -> None:
+    parameter = variables(gates(platform)["load"])["LOAD_BASELINE_PARAMETER"]
+    assert parameter == f"/{platform.prefix}/load"
+    own = platform.settings
+    arn = f"arn:aws:ssm:{own.region}:{own.account}:parameter{parameter}"
+    for gate in ("smoke", "load"):
+        policy = platform.at(f"gates/{gate.title()}/Role/DefaultPolicy").properties["PolicyDocument"]
+        given = [one for one in policy["Statement"] if "ssm:" in str(one["Action"])]
+        expected = {"Action": ["ssm:GetParameter", "ssm:PutParameter"], "Effect": "Allow", "Resource": arn}
+        assert given == ([expected] if gate == "load" else [])
 
 
 def test_the_demo_is_part_of_smoke_where_the_settings_say_so(platform: Platform) -> None:

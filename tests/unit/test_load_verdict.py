@@ -16,7 +16,7 @@ from load_tests.api import Api
 from load_tests.ledger import history_holds
 from load_tests.place import Place
 from load_tests.settings import LoadSettings, SettingsError
-from load_tests.verdict import Kind, Sample, Verdict, judge, measure, percentile
+from load_tests.verdict import UNNOTICED_MS, Baseline, Kind, Sample, Verdict, judge, measure, percentile
 
 ENVIRONMENT = {
     "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000/",
@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "LOAD_MAX_READ_P95_MS": "400",
     "LOAD_MAX_WRITE_P95_MS": "500",
     "LOAD_MIN_RPS": "9",
+    "LOAD_MAX_SLOWDOWN": "4",
 }
 SETTINGS = LoadSettings.from_environment(ENVIRONMENT)
 MIX: dict[str, Kind] = {"get run": "read", "search runs": "read", "log metric": "write"}
@@ -36,9 +37,12 @@ FINE = (
 
 
 def verdict(
-    samples: list[Sample], settings: LoadSettings = SETTINGS, problems: Mapping[str, list[str]] | None = None
+    samples: list[Sample],
+    settings: LoadSettings = SETTINGS,
+    problems: Mapping[str, list[str]] | None = None,
+    before: Baseline | None = None,
 ) -> Verdict:
-    return judge(measure(samples, 10.0, MIX), settings, problems or {})
+    return judge(measure(samples, 10.0, MIX), settings, problems or {}, before)
 
 
 def test_a_load_within_its_thresholds_passes() -> None:
@@ -73,6 +77,53 @@ def test_each_threshold_stops_alone_and_names_its_number(samples: list[Sample], 
     assert not result.passed
     assert str(result).startswith(f"FAIL: {sentence}")
     assert [check.passed for check in result.checks].count(False) == 1
+
+
+def _steady(milliseconds: float) -> list[Sample]:
+    return [Sample(name, milliseconds) for name in MIX] * 40
+
+
+BEFORE = Baseline("0a1b2c3d4e5f", users=4, read_p50_ms=20.0, write_p50_ms=30.0)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "failed"),
+    [
+        (80.0, []),
+        (81.0, ["read slowdown"]),
+        (120.0, ["read slowdown"]),
+        (121.0, ["read slowdown", "write slowdown"]),
+    ],
+)
+def test_a_release_that_is_much_slower_than_the_one_before_fails(
+    milliseconds: float, failed: list[str]
+) -> None:
+    """Also when it meets every absolute threshold."""
+    result = verdict(_steady(milliseconds), before=BEFORE)
+    assert [check.name for check in result.checks if not check.passed] == failed
+    assert verdict(_steady(milliseconds)).passed
+
+
+def test_a_slowdown_says_what_to_do() -> None:
+    assert (
+        "read median 200 ms, 10.0 times the 20 ms of release 0a1b2c3d4e5f (at most 4 times; if it is meant to be slower,"
+        " raise max_slowdown)"
+    ) in str(verdict(_steady(200.0), before=BEFORE))
+
+
+def test_a_median_that_nobody_notices_passes() -> None:
+    quick = replace(BEFORE, read_p50_ms=1.0, write_p50_ms=1.0)
+    assert verdict(_steady(UNNOTICED_MS), before=quick).passed
+    assert not verdict(_steady(UNNOTICED_MS + 1), before=quick).passed
+
+
+def test_another_number_of_users_is_not_compared() -> None:
+    result = verdict(_steady(300.0), before=replace(BEFORE, users=8))
+    assert result.passed
+    assert any(
+        check.sentence == "not compared with release 0a1b2c3d4e5f, which had 8 users and not 4"
+        for check in result.checks
+    )
 
 
 def test_all_failed_numbers_are_named_at_once() -> None:

@@ -172,7 +172,10 @@ def test_the_build_runs_the_release_s_own_command_inside_the_network(platform: P
     spec = yaml.safe_load((ROOT / project["Source"]["BuildSpec"]).read_text(encoding="utf-8"))
     assert spec["phases"]["build"] == {
         "on-failure": "ABORT",
-        "commands": [".venv/bin/python -m operations migrate"],
+        "commands": [
+            ".venv/bin/python -m operations migrate",
+            'export SCHEMA="$(cat reports/schema.txt)"',
+        ],
     }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from operations.migrate import VARIABLES, _Log, migrate
+from operations.migrate import VARIABLES, _Log, migrate, schema_sentence
 
 from .assembly import ROOT
 
@@ -62,3 +63,46 @@ def test_the_last_line_of_json_is_the_result_and_all_else_is_shown(
     assert log.stream == "migrate/mlflow/0a1b"
     assert log.result == {"after": "last"}
     assert capfd.readouterr().out == "  one\n  {not json}\n"
+
+
+ADDITIVE, BREAKING = {"kind": "additive"}, {"kind": "breaking"}
+
+
+@pytest.mark.parametrize(
+    ("result", "allowed", "sentence"),
+    [
+        (
+            {"kind": "none", "applied": []},
+            None,
+            "at 1b2c as before; breaking migrations are not allowed.",
+        ),
+        (
+            {"kind": "created", "applied": [ADDITIVE, BREAKING]},
+            None,
+            "made new, at 1b2c; breaking migrations are not allowed.",
+        ),
+        (
+            {"kind": "additive", "applied": [ADDITIVE] * 2},
+            None,
+            "from 0a1b to 1b2c, 2 migration(s), all additive, snapshot s taken first; breaking migrations are not allowed.",
+        ),
+        (
+            {"kind": "breaking", "applied": [ADDITIVE, BREAKING]},
+            "1b2c",
+            "from 0a1b to 1b2c, 2 migration(s), 1 of them BREAKING, snapshot s taken first; BREAKING migrations up to 1b2c"
+            " are allowed: where one is pending, the release before cannot be rolled back to, only restored from the"
+            " snapshot.",
+        ),
+        (
+            {"kind": "none", "applied": []},
+            "1b2c",
+            "at 1b2c as before; BREAKING migrations up to 1b2c are allowed: where one is pending, the release before cannot"
+            " be rolled back to, only restored from the snapshot.",
+        ),
+    ],
+)
+def test_the_approval_s_sentence(result: dict[str, Any], allowed: str | None, sentence: str) -> None:
+    """The last: staging has it already, prod may still have it to come."""
+    assert (
+        schema_sentence({"before": "0a1b", "after": "1b2c", "snapshot": "s", **result}, allowed) == sentence
+    )

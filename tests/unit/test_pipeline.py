@@ -254,6 +254,22 @@ def test_the_approval_has_a_stage_of_its_own(stages: dict[str, list[Json]]) -> N
     assert len(stages["Promote"]) == 1
 
 
+def test_the_approval_shows_what_staging_s_builds_export(stages: dict[str, list[Json]]) -> None:
+    """Each variable in its text is one that the buildspec of an action before it exports."""
+    (approval,) = stages["Promote"]
+    text = approval["Configuration"]["CustomData"]
+    assert len(text) < 1000, "CodePipeline's limit"
+    builds = {action["Namespace"]: action for action in stages["Staging"] if "Namespace" in action}
+    shown = re.findall(r"#\{([^}]*)\.([^}.]*)\}", text)
+    assert [variable for _, variable in shown] == ["VERDICT", "SCHEMA"]
+    for namespace, variable in shown:
+        project = builds[namespace]["Configuration"]["ProjectName"]
+        assert project == namespace
+        folder = {"load": "load_tests/buildspec.yml", "migrate": "operations/migrate.buildspec.yml"}
+        spec = yaml.safe_load((ROOT / folder[project.rpartition("-")[2]]).read_text(encoding="utf-8"))
+        assert spec["env"]["exported-variables"] == [variable]
+
+
 def test_environments_roll_back_by_themselves_and_no_other_stage(pipeline: Json) -> None:
     """Source cannot be rolled back; an approval that says no leaves Staging and Prod as they are."""
     failing = {stage["Name"]: stage["OnFailure"] for stage in pipeline["Stages"] if "OnFailure" in stage}
@@ -281,8 +297,7 @@ def test_an_environment_is_deployed_and_then_gated(
     prefix = f"{settings.name}-{environment}"
     deployed = [f"{prefix}-{stack}.Deploy" for stack in ("network", "data", "migration", "tracking", "gates")]
     deployed.insert(3, f"{prefix}-migration.Migrate")  # before the service is touched
-    gates = ["Smoke", "Load"] if dict(settings.environments.items())[environment].load else ["Smoke"]
-    assert [action["Name"] for action in actions] == deployed + gates
+    assert [action["Name"] for action in actions] == [*deployed, "Smoke", "Load"]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -363,7 +378,7 @@ def test_an_account_is_let_in_for_the_roles_of_its_gates_alone(
     assembly: Assembly, settings: Settings, environment: str, of: str, actions: list[str]
 ) -> None:
     own = dict(settings.environments.items())[environment]
-    builds = ("migrate", "smoke", "load") if own.load else ("migrate", "smoke")
+    builds = ("migrate", "smoke", "load")
     root = {"AWS": f"arn:aws:iam::{own.account}:root"}
     (statement,) = (s for s in documents(assembly)[of] if s["Principal"] == root)
     assert as_list(statement["Action"]) == actions

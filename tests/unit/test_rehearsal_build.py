@@ -59,7 +59,7 @@ class Room:
         overrides: dict[str, str] | None = None,
     ) -> str:
         try:
-            self.builder.run(
+            self.exported = self.builder.run(
                 Build(
                     name="Build-Check",
                     project={"Source": {"BuildSpec": spec}, "Environment": {}, "Name": "check", **project},
@@ -106,6 +106,13 @@ def test_phases_run_in_order_in_one_shell(room: Room) -> None:
     assert said == ["hello from deeper", "and hello, later"]
     phases = [line.split("]")[0].strip("[") for line in log.splitlines() if line.startswith("[")]
     assert phases == ["install", "install", "pre_build", "build", "build", "post_build"]
+
+
+def test_a_build_exports_the_variables_that_it_names(room: Room) -> None:
+    """As they are at its end; one that was never exported is empty."""
+    names = {"exported-variables": ["SAID", "PLAIN", "NEVER"]}
+    room.run({"build": ["set -e; export SAID='one line'", "PLAIN=x", 'SAID="$SAID, and more"']}, env=names)
+    assert room.exported == {"SAID": "one line, and more", "PLAIN": "", "NEVER": ""}
 
 
 def test_a_build_starts_in_a_clean_copy_of_its_source(room: Room) -> None:
@@ -248,7 +255,8 @@ def test_a_buildspec_in_the_source(room: Room) -> None:
         ),
         (
             '{"version": 0.2, "env": {"secrets-manager": {}}}',
-            "buildspec.env: secrets-manager is not rehearsed; rehearsal/build.py knows shell, variables",
+            "buildspec.env: secrets-manager is not rehearsed; rehearsal/build.py knows shell, variables,"
+            " exported-variables",
         ),
         (
             '{"version": 0.2, "batch": {}}',
