@@ -155,7 +155,7 @@ def test_an_environment_without_an_image(tmp_path: Path) -> None:
 
 def test_declared_types_are_counted() -> None:
     def resource(type_: str, rehearsed: bool) -> Resource:
-        return Resource("A", type_, {}, Physical("a"), rehearsed=rehearsed)
+        return Resource("A", type_, {}, Physical("a", rehearsed=rehearsed))
 
     one = {"A": resource("AWS::EC2::VPC", False), "B": resource("AWS::S3::Bucket", True)}
     two = {"A": resource("AWS::EC2::VPC", False), "B": resource("AWS::CloudWatch::Alarm", False)}
