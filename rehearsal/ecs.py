@@ -289,17 +289,19 @@ class Service:
         deployment.rollout_reason = f"ECS deployment {deployment.id} in progress."
         self._failures, self._not_before, self._steady = 0, 0.0, False
         self.event(f"has begun deployment {deployment.id} of {deployment.definition.name}.")
-        # "How CloudWatch alarms detect Amazon ECS deployment failures", developer guide: an alarm that is on when a
-        # deployment begins keeps ECS from watching any, so that a mend can be deployed.
-        already = self._alarms_on()
-        deployment.watched = self.properties.deployment_configuration.alarms.enable and not already
-        if already:
-            self.event(f"watches no alarms during this deployment; in ALARM already: {', '.join(already)}.")
+        if self.properties.deployment_configuration.alarms.enable:
+            # "How CloudWatch alarms detect Amazon ECS deployment failures", developer guide: an alarm that is on when a
+            # deployment begins keeps ECS from watching any, so that a mend can be deployed.
+            already = self._alarms_on()
+            deployment.watched = not already
+            if already:
+                self.event(
+                    f"watches no alarms during this deployment; in ALARM already: {', '.join(already)}."
+                )
 
     def _alarms_on(self) -> dict[str, str]:
         """The deployment alarms that are in ALARM, and why."""
-        alarms = self.properties.deployment_configuration.alarms
-        return self.cluster.alarms.on(alarms.alarm_names) if alarms.enable else {}
+        return self.cluster.alarms.on(self.properties.deployment_configuration.alarms.alarm_names)
 
     def _count_failure(self, deployment: Deployment) -> None:
         deployment.failed += 1

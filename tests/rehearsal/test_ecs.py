@@ -318,6 +318,8 @@ def test_an_alarm_takes_a_deployment_back(account: Account) -> None:
     )
     primary = account.service()["deployments"][0]
     assert (primary["id"], primary["rollout_state"]) == (first, "COMPLETED")
+    told = [event["message"] for event in account.service()["events"]]
+    assert sum("rolling back to deployment" in message for message in told) == 1
     [started] = account.running()
     assert started["id"] not in before
     changes = account.client.get("alarm", ALARM)["changes"]
