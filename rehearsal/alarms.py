@@ -218,6 +218,10 @@ class Alarms:
     def _check(self, name: str, parsed: AlarmProperties) -> None:
         if (parsed.statistic is None) == (parsed.extended_statistic is None):
             raise RefusedError(f"{name}: give it a Statistic or an ExtendedStatistic, and not both")
+        if (parsed.datapoints_to_alarm or 1) > parsed.evaluation_periods:
+            raise RefusedError(
+                f"{name}: DatapointsToAlarm is more than EvaluationPeriods; it would never go off"
+            )
         given = {dimension.name: dimension.value for dimension in parsed.dimensions}
         by = MEASURED[parsed.metric_name]
         if given.keys() not in by:

@@ -390,6 +390,8 @@ def test_alarms_that_are_refused_or_have_no_data(account: Account) -> None:
         put("alarm", ALARM, {**SERVER_ERRORS, "Dimensions": zone})
     with pytest.raises(HostError, match="give it a Statistic or an ExtendedStatistic, and not both"):
         put("alarm", ALARM, {**SERVER_ERRORS, "ExtendedStatistic": "p95"})
+    with pytest.raises(HostError, match="DatapointsToAlarm is more than EvaluationPeriods"):
+        put("alarm", ALARM, {**SERVER_ERRORS, "DatapointsToAlarm": 2})
     with pytest.raises(HostError, match=f"{ALARM}: Period: Field required"):
         put("alarm", ALARM, {name: value for name, value in SERVER_ERRORS.items() if name != "Period"})
     told = put("alarm", ALARM, {"Namespace": "AWS/ECS", "MetricName": "CPUUtilization"})
