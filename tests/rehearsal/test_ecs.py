@@ -349,7 +349,7 @@ def test_a_watched_deployment_is_completed_some_time_after_its_tasks_serve(accou
         return next(datetime.fromisoformat(e["created_at"]) for e in told if what in e["message"])
 
     assert when("stopped 1 running tasks") <= when("is watched for another 5 s")
-    # Times are told in whole seconds.
+    # The wait is not by the clock that is told.
     assert when("deployment completed") - when("is watched for another") >= timedelta(
         seconds=BAKE_SECONDS - 1
     )
