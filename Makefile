@@ -66,7 +66,7 @@ check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cd
 # What each drill measured is in .drills.jsonl. Those of the whole pipeline share one workspace and take as long as
 # everything else, so that two run at a time.
 DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
-OTHER_DRILLS := $(addprefix tests/drills/test_,bad_releases.py chaos.py pipeline_story.py upgrades.py)
+OTHER_DRILLS := $(addprefix tests/drills/test_,alarms.py bad_releases.py chaos.py pipeline_story.py upgrades.py)
 
 test: venv synth ## All tests: unit, rehearsal, drills (about 45 minutes); what needs a missing program is skipped
 	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit

@@ -37,10 +37,11 @@ class StackFailed(Exception):
 
 @dataclass
 class Physical:
-    """What a provider made: the resource's physical id and its attributes."""
+    """What a provider made: the resource's physical id, its attributes, and whether there is anything behind them."""
 
     id: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    rehearsed: bool = True
 
 
 @dataclass
@@ -52,7 +53,11 @@ class Resource:
     properties: Properties
     physical: Physical
     retained: bool = False
-    rehearsed: bool = True
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether it is more than declared."""
+        return self.physical.rehearsed
 
 
 @dataclass(frozen=True)
@@ -339,7 +344,6 @@ class _Deployment:
             properties,
             physical,
             retained=_retained(declaration),
-            rehearsed=self._cloudformation.is_rehearsed(type_),
         )
         self._record(resource)
 
@@ -371,9 +375,7 @@ class _Deployment:
         physical = self._attempt(
             known.logical_id, known.type, lambda: provider.update(self._place, known, properties)
         )
-        changed = Resource(
-            known.logical_id, known.type, properties, physical, known.retained, known.rehearsed
-        )
+        changed = Resource(known.logical_id, known.type, properties, physical, known.retained)
         if physical.id != known.physical.id:
             self._replaced.append(known)
         self._record(changed)

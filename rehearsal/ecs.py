@@ -1,6 +1,7 @@
 """The rehearsed Amazon ECS: services, and the scheduler that rolls one revision over into the next.
 
-The rules are those of the ECS developer guide for the rolling deployment controller with a circuit breaker.
+The rules are those of the ECS developer guide for the rolling deployment controller with a circuit breaker and
+deployment alarms.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rehearsal.alarms import Alarms
 from rehearsal.ports import PortBlock
 from rehearsal.processes import ProcessRegistry, session_memory
 from rehearsal.properties import Properties, RefusedError, parse
@@ -31,7 +33,13 @@ log = logging.getLogger(__name__)
 RESTART_SECONDS = (0, 0, 1, 2, 4, 8, 16, 32, 60)
 MEMORY_CHECK_SECONDS = 1.0
 STOPPED_TASKS_KEPT, ENDED_DEPLOYMENTS_KEPT, EVENTS_KEPT = 20, 5, 100
-CIRCUIT_BREAKER = "ECS deployment circuit breaker"
+CIRCUIT_BREAKER, ALARM = "ECS deployment circuit breaker", "ECS deployment alarm"
+BAKE_SECONDS = 5.0
+"""How long a deployment whose tasks all serve is watched on, for an alarm to take it back.
+
+ECS computes the time from the alarms' periods, some minutes. Here it is cut short, since no deployment of a rehearsal
+would end sooner.
+"""
 
 
 class ThresholdConfiguration(Properties):
@@ -58,12 +66,21 @@ class CircuitBreaker(Properties):
         return share if limit.type == "UNBOUNDED_PERCENT" else min(200, max(3, share))
 
 
+class DeploymentAlarms(Properties):
+    """Alarms that end a deployment during which they go off, and whether it is then rolled back."""
+
+    alarm_names: tuple[str, ...] = ()
+    enable: bool = False
+    rollback: bool = False
+
+
 class DeploymentConfiguration(Properties):
     """Limits of a rolling update, in percent of the desired count."""
 
     minimum_healthy_percent: float = 100
     maximum_percent: float = 200
     deployment_circuit_breaker: CircuitBreaker = CircuitBreaker()
+    alarms: DeploymentAlarms = DeploymentAlarms()
     strategy: Literal["ROLLING"] = "ROLLING"
 
 
@@ -104,6 +121,8 @@ class Deployment:
     rollout_state: Literal["IN_PROGRESS", "COMPLETED", "FAILED"] = "IN_PROGRESS"
     rollout_reason: str = ""
     good: bool = False  # it reached a steady state and is what a failing successor is rolled back to
+    watched: bool = False  # an alarm that goes off before it is completed ends it
+    baked: float = 0.0  # when its time under watch is over (monotonic clock), once that has begun
     desired: int = 0
     failed: int = 0
     failed_in_row: int = 0
@@ -254,7 +273,7 @@ class Service:
 
     def remembered(self) -> list[dict[str, Any]]:
         """The deployments that are not over, in the form `recall` takes."""
-        names = ("id", "status", "rollout_state", "rollout_reason", "good", "desired")
+        names = ("id", "status", "rollout_state", "rollout_reason", "good", "watched", "desired")
         return [
             {name: getattr(deployment, name) for name in names}
             | {"task_definition": deployment.definition.arn}
@@ -270,6 +289,19 @@ class Service:
         deployment.rollout_reason = f"ECS deployment {deployment.id} in progress."
         self._failures, self._not_before, self._steady = 0, 0.0, False
         self.event(f"has begun deployment {deployment.id} of {deployment.definition.name}.")
+        if self.properties.deployment_configuration.alarms.enable:
+            # "How CloudWatch alarms detect Amazon ECS deployment failures", developer guide: an alarm that is on when a
+            # deployment begins keeps ECS from watching any, so that a mend can be deployed.
+            already = self._alarms_on()
+            deployment.watched = not already
+            if already:
+                self.event(
+                    f"watches no alarms during this deployment; in ALARM already: {', '.join(already)}."
+                )
+
+    def _alarms_on(self) -> dict[str, str]:
+        """The deployment alarms that are in ALARM, and why."""
+        return self.cluster.alarms.on(self.properties.deployment_configuration.alarms.alarm_names)
 
     def _count_failure(self, deployment: Deployment) -> None:
         deployment.failed += 1
@@ -286,12 +318,12 @@ class Service:
             and deployment.rollout_state == "IN_PROGRESS"
             and deployment.failed_in_row >= breaker.threshold(self.desired)
         ):
-            self._fail(deployment, rollback=breaker.rollback)
+            self._fail(deployment, CIRCUIT_BREAKER, "tasks failed to start", rollback=breaker.rollback)
 
-    def _fail(self, deployment: Deployment, *, rollback: bool) -> None:
+    def _fail(self, deployment: Deployment, found_by: str, why: str, *, rollback: bool) -> None:
         deployment.rollout_state = "FAILED"
-        deployment.rollout_reason = f"{CIRCUIT_BREAKER}: tasks failed to start."
-        self.event(f"deployment {deployment.id} deployment failed: tasks failed to start.")
+        deployment.rollout_reason = f"{found_by}: {why}."
+        self.event(f"deployment {deployment.id} deployment failed: {why}.")
         good = next((older for older in self.deployments if older.good), None)
         if good is None:
             deployment.desired = 0
@@ -301,8 +333,9 @@ class Service:
             self.deployments.remove(good)
             self.deployments.insert(0, good)
             good.status, good.rollout_state, good.desired = "PRIMARY", "IN_PROGRESS", self.desired
-            good.rollout_reason = f"{CIRCUIT_BREAKER}: rolling back to deploymentId {good.id}."
+            good.rollout_reason = f"{found_by}: rolling back to deploymentId {good.id}."
             good.failed_in_row = self._failures = 0
+            good.watched = False  # there is nothing to go back to from here
             self._not_before = 0.0
             self.event(f"rolling back to deployment {good.id}.")
         self.cluster.changed()
@@ -333,6 +366,10 @@ class Service:
             for task in self.tasks:
                 if task.live and task.deployment is self.primary and task.failing:
                     self._replace(task)
+            if self.primary.watched and (on := self._alarms_on()):
+                why = "; ".join(f"{name} is in ALARM, {reason}" for name, reason in on.items())
+                alarms = self.properties.deployment_configuration.alarms
+                self._fail(self.primary, ALARM, why, rollback=alarms.rollback)
         self._start_missing()
         self._stop_surplus()
         self._settle()
@@ -396,7 +433,8 @@ class Service:
             done = serving >= primary.desired
             superfluous = task.healthy and healthy > max(self.desired, floor)
             in_the_way = spare and live >= room and len(mine) < primary.desired
-            abandoned = task.deployment.rollout_state == "FAILED"
+            # What an alarm took back still serves; it goes on until its replacement does.
+            abandoned = task.deployment.rollout_state == "FAILED" and not task.healthy
             if primary.rollout_state != "FAILED" and (done or superfluous or in_the_way or abandoned):
                 task.deployment.desired = max(0, task.deployment.desired - 1)
                 self._retire(task)
@@ -413,6 +451,12 @@ class Service:
         steady = (
             len(mine) == len(self.tasks) == serving == primary.desired and primary.rollout_state != "FAILED"
         )
+        if steady and primary.rollout_state == "IN_PROGRESS" and primary.watched:
+            # After the old tasks are stopped, as the guide has it: what comes back later is started anew.
+            if not primary.baked:
+                primary.baked = time.monotonic() + BAKE_SECONDS
+                self.event(f"deployment {primary.id} is watched for another {BAKE_SECONDS:g} s.")
+            steady = time.monotonic() >= primary.baked
         if steady and not self._steady:
             if primary.rollout_state != "COMPLETED":
                 primary.rollout_state, primary.good = "COMPLETED", True
@@ -463,6 +507,7 @@ class Cluster:
         block: PortBlock,
         url: str,
         target_groups: Mapping[str, TargetGroup],
+        alarms: Alarms,
         changed: Callable[[], None],
     ) -> None:
         self.directory = directory
@@ -470,6 +515,7 @@ class Cluster:
         self.block = block
         self.url = url
         self.target_groups = target_groups
+        self.alarms = alarms
         self.changed = changed
         self.definitions: dict[str, TaskDefinition] = {}
         self.services: dict[str, Service] = {}
@@ -572,6 +618,9 @@ class Cluster:
 
     def _check(self, arn: str, parsed: ServiceProperties) -> None:
         definition = self.definition_for(arn, parsed.task_definition)
+        for name in parsed.deployment_configuration.alarms.alarm_names:
+            if name not in self.alarms:
+                raise RefusedError(f"{arn}: there is no alarm {name}; put it first")
         for entry in parsed.load_balancers:
             if entry.target_group_arn not in self.target_groups:
                 raise RefusedError(f"{arn}: there is no target group {entry.target_group_arn}; put it first")

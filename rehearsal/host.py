@@ -1,4 +1,4 @@
-"""The host of one rehearsed account: a daemon that plays Elastic Load Balancing and ECS for it.
+"""The host of one rehearsed account: a daemon that plays Elastic Load Balancing, CloudWatch's alarms and ECS for it.
 
 It goes on when the command that started it has ended: it is what replaces a crashed task at night. Run it
 with `python -m rehearsal.host --state DIR`; talk to it with `HostClient`. DIR keeps what it was told, so that
@@ -28,6 +28,7 @@ from typing import Any
 from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 
+from rehearsal.alarms import Alarms
 from rehearsal.ecs import Cluster
 from rehearsal.load_balancer import ElasticLoadBalancing
 from rehearsal.ports import LOOPBACK, PortBlock, PortError
@@ -41,7 +42,7 @@ START_SECONDS = 60.0
 CALL_SECONDS = 900.0
 # What a predecessor's processes are given to end by themselves.
 LEFTOVER_GRACE = 5.0
-KINDS = ("target-group", "load-balancer", "listener", "listener-rule", "task-definition", "service")
+KINDS = ("target-group", "load-balancer", "listener", "listener-rule", "alarm", "task-definition", "service")
 
 Put = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -172,12 +173,14 @@ class Host:
         self._ports: dict[str, int] = remembered.get("ports", {})
         self._block = block
         self.balancing = ElasticLoadBalancing(block, self._ports)
+        self.alarms = Alarms(self.balancing)
         self.cluster = Cluster(
             self.state_dir / "tasks",
             self.registry,
             block,
             f"http://{LOOPBACK}:{block.base}",
             self.balancing.target_groups,
+            self.alarms,
             self._remember,
         )
         self._put: dict[str, Put] = {
@@ -185,6 +188,7 @@ class Host:
             "load-balancer": self.balancing.put_load_balancer,
             "listener": self.balancing.put_listener,
             "listener-rule": self.balancing.put_listener_rule,
+            "alarm": self.alarms.put_alarm,
             "task-definition": self.cluster.put_task_definition,
             "service": self.cluster.put_service,
         }
@@ -201,6 +205,7 @@ class Host:
         await self._stop.wait()
         log.info("stopping")
         await self.cluster.close()
+        await self.alarms.close()
         await self.balancing.close()
         (self.state_dir / "host.json").unlink(missing_ok=True)
         await runner.cleanup()
@@ -281,7 +286,9 @@ class Host:
             log.warning("task %s gets no credentials: %s", task.id, error)
             return web.json_response({"code": "CannotAssumeRole", "message": str(error)}, status=400)
 
-    def _keeper(self, kind: str) -> ElasticLoadBalancing | Cluster:
+    def _keeper(self, kind: str) -> ElasticLoadBalancing | Alarms | Cluster:
+        if kind == "alarm":
+            return self.alarms
         return self.cluster if kind in ("task", "task-definition", "service") else self.balancing
 
     async def _take_up(self, remembered: dict[str, Any]) -> None:
@@ -348,7 +355,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def main() -> int:
     """Run the host of the account whose state is in `--state`."""
     parser = argparse.ArgumentParser(
-        description="Plays Elastic Load Balancing and ECS for one rehearsed account."
+        description="Plays Elastic Load Balancing, CloudWatch's alarms and ECS for one rehearsed account."
     )
     parser.add_argument(
         "--state", type=Path, required=True, help="the folder that keeps what the host was told"

@@ -13,7 +13,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
 from aiohttp import ClientError, hdrs, web
@@ -54,6 +54,9 @@ REASONS = {
 }
 ATTRIBUTES = frozenset(("idle_timeout.timeout_seconds", "routing.http.drop_invalid_header_fields.enabled"))
 
+Observer = Callable[[str, float, Mapping[str, str]], None]
+"""Told of a metric as it is measured: its name in CloudWatch, the value (times in seconds), the dimensions."""
+
 
 class ListenerProperties(Properties):
     """AWS::ElasticLoadBalancingV2::Listener."""
@@ -83,9 +86,12 @@ class LoadBalancerProperties(Properties):
 class LoadBalancer:
     """What the listeners of one load balancer share."""
 
-    def __init__(self, arn: str, port: int, properties: LoadBalancerProperties) -> None:
+    def __init__(
+        self, arn: str, port: int, properties: LoadBalancerProperties, observers: list[Observer]
+    ) -> None:
         self.arn = arn
         self.port = port
+        self._observers = observers
         self.configure(properties)
 
     def configure(self, properties: LoadBalancerProperties) -> None:
@@ -96,6 +102,14 @@ class LoadBalancer:
             attributes.get("routing.http.drop_invalid_header_fields.enabled") == "true"
         )
         self.not_enforced = sorted(attributes.keys() - ATTRIBUTES)
+
+    def measure(self, metric: str, value: float, group: TargetGroup | None = None) -> None:
+        """Tell the observers of a value."""
+        dimensions = {"LoadBalancer": full_name(self.arn)}
+        if group:
+            dimensions["TargetGroup"] = full_name(group.arn)
+        for observer in self._observers:
+            observer(metric, value, dimensions)
 
 
 class Listener:
@@ -142,7 +156,13 @@ class Listener:
                 for action in actions:
                     if (answer := await action(request)) is not None:
                         return answer
-        return _own_answer(503)
+        return self.own_answer(503)
+
+    def own_answer(self, status: int) -> web.Response:
+        """What the balancer answers itself, when no target does."""
+        if status >= 500:
+            self.balancer.measure("HTTPCode_ELB_5XX_Count", 1)
+        return _own_answer(status)
 
     async def forward(self, request: web.BaseRequest, group: TargetGroup) -> web.StreamResponse:
         """Pass a request to a target of `group` and its answer back to the client."""
@@ -150,7 +170,7 @@ class Listener:
         target = group.choose()
         if target is None:
             group.counters["balancer_503"] += 1
-            return _own_answer(503)
+            return self.own_answer(503)
         target.in_flight += 1
         target.idle.clear()
         try:
@@ -158,7 +178,7 @@ class Listener:
         except _ForwardError as failure:
             group.counters[f"balancer_{failure.status}"] += 1
             log.warning("%s: %s %s: %d, %s", target.id, request.method, request.path, failure.status, failure)
-            return _own_answer(failure.status)
+            return self.own_answer(failure.status)
         except asyncio.CancelledError:
             group.counters["client_gone"] += 1
             raise
@@ -167,6 +187,8 @@ class Listener:
             if not target.in_flight:
                 target.idle.set()
         group.counters[f"target_{answer.status // 100}xx"] += 1
+        if answer.status >= 500:
+            self.balancer.measure("HTTPCode_Target_5XX_Count", 1, group)
         return answer
 
     async def _exchange(
@@ -180,20 +202,26 @@ class Listener:
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request.writer.output_size = 0
             path = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+            body = await upload.body() if upload else None
+            began = time.monotonic()
             async with target.session(idle).request(
                 request.method,
                 URL(f"http://{LOOPBACK}:{target.port}{path}", encoded=True),
                 headers=self._request_headers(request),
-                data=await upload.body() if upload else None,
+                data=body,
                 allow_redirects=False,
             ) as reply:
+                # With the time that the upload of a streamed body takes.
+                self.balancer.measure("TargetResponseTime", time.monotonic() - began, group)
                 headers = _end_to_end(reply.headers)
                 if request.method == hdrs.METH_HEAD or reply.status in (204, 304):
                     return web.Response(status=reply.status, reason=reply.reason, headers=headers)
                 length = reply.headers.get(hdrs.CONTENT_LENGTH)
                 if length is not None and int(length) <= ONE_PIECE_BYTES:
-                    body = await reply.read()
-                    return web.Response(status=reply.status, reason=reply.reason, headers=headers, body=body)
+                    content = await reply.read()
+                    return web.Response(
+                        status=reply.status, reason=reply.reason, headers=headers, body=content
+                    )
                 answer = web.StreamResponse(status=reply.status, reason=reply.reason, headers=headers)
                 await answer.prepare(request)
                 async for chunk in reply.content.iter_any():
@@ -293,14 +321,33 @@ class ElasticLoadBalancing:
 
     def __init__(self, block: PortBlock, ports: dict[str, int]) -> None:
         self.target_groups: dict[str, TargetGroup] = {}
+        self.balancers: dict[str, LoadBalancer] = {}
         self._block = block
         self._ports = ports
-        self._balancers: dict[str, LoadBalancer] = {}
+        self._observers: list[Observer] = []
         self._listeners: dict[str, Listener] = {}
         self._defaults: dict[str, ListenerProperties] = {}
         self._rules: dict[str, RuleProperties] = {}
         for port in set(ports.values()):
             block.retake(port)
+
+    def watch(self, observer: Observer) -> None:
+        """Tell `observer` of every value that is measured from now on."""
+        self._observers.append(observer)
+
+    def count_unhealthy(self) -> None:
+        """Measure how many targets of each group in use are unhealthy."""
+        for listener in self._listeners.values():
+            rules = [rule.actions for rule in self._rules.values() if rule.listener_arn == listener.arn]
+            used = {
+                arn
+                for actions in (self._defaults[listener.arn].default_actions, *rules)
+                for arn in _groups_of(actions)
+            }
+            for group in (self.target_groups[arn] for arn in used):
+                if group.targets:
+                    unhealthy = sum(target.state == "unhealthy" for target in group.targets.values())
+                    listener.balancer.measure("UnHealthyHostCount", unhealthy, group)
 
     async def put_target_group(self, arn: str, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Create or update a target group."""
@@ -314,16 +361,16 @@ class ElasticLoadBalancing:
     async def put_load_balancer(self, arn: str, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Create or update a load balancer. Returns its address, which stays the same for its life."""
         parsed = parse(LoadBalancerProperties, arn, properties)
-        if balancer := self._balancers.get(arn):
+        if balancer := self.balancers.get(arn):
             balancer.configure(parsed)
         else:
-            balancer = self._balancers[arn] = LoadBalancer(arn, self._port(arn), parsed)
+            balancer = self.balancers[arn] = LoadBalancer(arn, self._port(arn), parsed, self._observers)
         return {"dns_name": f"{LOOPBACK}:{balancer.port}", "not_enforced": balancer.not_enforced}
 
     async def put_listener(self, arn: str, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Create or update a listener. The first of a balancer has the balancer's port."""
         parsed = parse(ListenerProperties, arn, properties)
-        balancer = self._balancers.get(parsed.load_balancer_arn)
+        balancer = self.balancers.get(parsed.load_balancer_arn)
         if balancer is None:
             raise RefusedError(f"{arn}: there is no load balancer {parsed.load_balancer_arn}; put it first")
         listener = self._listeners.get(arn)
@@ -375,7 +422,7 @@ class ElasticLoadBalancing:
                     if self._ports.pop(arn) != listener.balancer.port:
                         self._block.free(listener.port)
             case "load-balancer":
-                if balancer := self._balancers.pop(arn, None):
+                if balancer := self.balancers.pop(arn, None):
                     for name in [
                         n for n, listener in self._listeners.items() if listener.balancer is balancer
                     ]:
@@ -387,7 +434,7 @@ class ElasticLoadBalancing:
         match kind:
             case "target-group" if group := self.target_groups.get(arn):
                 return group.describe()
-            case "load-balancer" if balancer := self._balancers.get(arn):
+            case "load-balancer" if balancer := self.balancers.get(arn):
                 return {"dns_name": f"{LOOPBACK}:{balancer.port}", "not_enforced": balancer.not_enforced}
             case "listener" if listener := self._listeners.get(arn):
                 return {"url": f"http://{LOOPBACK}:{listener.port}"}
@@ -439,7 +486,7 @@ class ElasticLoadBalancing:
 
                 async def forward(request: web.BaseRequest) -> web.StreamResponse:
                     if not any(weights):
-                        return _own_answer(503)
+                        return listener.own_answer(503)
                     chosen = groups[0] if len(groups) == 1 else random.choices(groups, weights)[0]  # noqa: S311
                     return await listener.forward(request, chosen)
 
@@ -460,6 +507,11 @@ class ElasticLoadBalancing:
         if arn not in self.target_groups:
             raise RefusedError(f"{what}: there is no target group {arn}; put it first")
         return self.target_groups[arn]
+
+
+def full_name(arn: str) -> str:
+    """What CloudWatch calls a load balancer or a target group: the end of its ARN."""
+    return arn.rpartition(":")[2].removeprefix("loadbalancer/")
 
 
 def _groups_of(actions: list[ActionProperties]) -> set[str]:

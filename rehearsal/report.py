@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from rehearsal.ecs import BAKE_SECONDS
 from rehearsal.executions import StageRun
 from rehearsal.pipeline import Execution, tail
 
@@ -19,6 +20,8 @@ NOT_PROVEN = (
     " permission boundaries and service control policies",
     "network reachability: security groups, route tables, NAT and DNS are declared, every process is on loopback",
     "AWS's quotas, prices and timing; multi-zone failover; autoscaling",
+    "CloudWatch's own delay, and the minutes for which ECS goes on watching the alarms of a deployment whose tasks all"
+    f" serve: here that is {BAKE_SECONDS:g} s",
     "the container's own limits (read-only root, user, CPU share): tasks are processes of the image's entrypoint",
     "RDS itself: the database is PostgreSQL 18 from a wheel, without TLS, standby, backups or encryption at rest",
 )

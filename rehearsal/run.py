@@ -247,6 +247,8 @@ class Rehearsal:
                 f"{name:<8} {environment['url']}   {environment['tasks']} tasks"
                 f"   {f'commit {commit[:12]}' if commit else ''}".rstrip()
             )
+            for alarm in environment["alarms"]:
+                say(f"{'':<8} alarm {alarm['alarm']} went off at {alarm['at']}: {alarm['reason']}")
         if content["environments"]:
             say("They keep running; `make down` stops them.")
 
@@ -383,17 +385,24 @@ class Rehearsal:
             service = next(r for r in stack.resources.values() if r.type == "AWS::ECS::Service")
             tags = {tag["Key"]: tag["Value"] for tag in task.properties.get("Tags", [])}
             host = HostClient(account_directory(self._state, stack.account, stack.region) / "host")
+            alarms = [r.physical.id for r in stack.resources.values() if r.type == "AWS::CloudWatch::Alarm"]
             try:
                 tasks = [
                     t for t in host.get("service", service.physical.id)["tasks"] if t["status"] == "RUNNING"
                 ]
+                changes = [
+                    {"alarm": name, **change}
+                    for name in alarms
+                    for change in host.get("alarm", name)["changes"]
+                ]
             except HostError:
-                tasks = []
+                tasks, changes = [], []
             found[tags.get("environment", stack.name)] = {
                 "url": stack.outputs["Url"],
                 "account": stack.account,
                 "region": stack.region,
                 "tasks": len(tasks),
+                "alarms": sorted((c for c in changes if c["state"] == "ALARM"), key=lambda c: str(c["at"])),
                 "commit": deployer.commit if (deployer := self._executions.deployer(stack.name)) else None,
                 "image": store.find(task.properties["ContainerDefinitions"][0]["Image"]).digest,
             }

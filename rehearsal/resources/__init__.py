@@ -9,6 +9,7 @@ from rehearsal.resources.builds import BuildProject, Pipeline
 from rehearsal.resources.database import DatabaseInstance
 from rehearsal.resources.identity import InlinePolicy, ManagedPolicy, Role
 from rehearsal.resources.service import (
+    Alarm,
     Cluster,
     Listener,
     ListenerRule,
@@ -23,6 +24,7 @@ from rehearsal.resources.storage import Bucket, EncryptionKey, LogGroup, Paramet
 def providers() -> Mapping[str, Provider]:
     """A provider for every type that is rehearsed."""
     return {
+        "AWS::CloudWatch::Alarm": Alarm(),
         "AWS::CodeBuild::Project": BuildProject(),
         "AWS::CodePipeline::Pipeline": Pipeline(),
         "AWS::ECR::Repository": Repository(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rehearsal.cloudformation import Physical, Place, Properties, Resource
 
-_NAMES = ("AlarmName", "LogGroupName", "DBSubnetGroupName", "DBParameterGroupName", "AliasName")
+_NAMES = ("LogGroupName", "DBSubnetGroupName", "DBParameterGroupName", "AliasName")
 """Properties that are a resource's physical id where the template gives them."""
 
 
@@ -27,4 +27,5 @@ class Declared:
         return Physical(
             id_,
             {"Arn": place.arn("rehearsed", id_), "GroupId": id_, "VpcId": str(properties.get("VpcId", id_))},
+            rehearsed=False,
         )

@@ -1,4 +1,4 @@
-"""ECS and Elastic Load Balancing: carried out by the account's host, a daemon that outlives the deployment."""
+"""ECS, Elastic Load Balancing, CloudWatch's alarms: carried out by the account's host, which outlives a deployment."""
 
 from __future__ import annotations
 
@@ -92,18 +92,24 @@ class TargetGroup:
 
 
 class _Routing:
-    """What hangs on a load balancer and is put to the host as it is."""
+    """What hangs on a load balancer and is put to the host as it is.
+
+    Its ARN is its parent's, with another kind and one part more: templates take the load balancer's name out of it.
+    """
 
     kind: str
-    arn_kind: str
+    parent: str
 
     def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
         """Make it."""
-        name = place.name(logical_id, limit=64)
-        return self._put(place, _load_balancing_arn(place, self.arn_kind, name), properties)
+        _, _, above = str(properties[self.parent]).rpartition(":")[2].partition("/")
+        name = f"{self.kind}/{above}/{place.name(logical_id, limit=64)}"
+        return self._put(place, place.arn("elasticloadbalancing", name), properties)
 
     def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:
-        """Change it without touching a connection."""
+        """Change it without touching a connection; below another parent it is another one."""
+        if properties[self.parent] != resource.properties[self.parent]:
+            return self.create(place, resource.logical_id, properties)
         return self._put(place, resource.physical.id, properties)
 
     def delete(self, place: Place, resource: Resource) -> None:
@@ -120,13 +126,37 @@ class _Routing:
 class Listener(_Routing):
     """AWS::ElasticLoadBalancingV2::Listener."""
 
-    kind, arn_kind = "listener", "listener/app"
+    kind, parent = "listener", "LoadBalancerArn"
 
 
 class ListenerRule(_Routing):
     """AWS::ElasticLoadBalancingV2::ListenerRule."""
 
-    kind, arn_kind = "listener-rule", "listener-rule/app"
+    kind, parent = "listener-rule", "ListenerArn"
+
+
+class Alarm:
+    """AWS::CloudWatch::Alarm: evaluated by the host where it measures the metric, else declared."""
+
+    def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
+        """Make it."""
+        return self._put(place, properties.get("AlarmName") or place.name(logical_id), properties)
+
+    def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:
+        """Change what it watches for; another name is another alarm."""
+        if properties.get("AlarmName") != resource.properties.get("AlarmName"):
+            return self.create(place, resource.logical_id, properties)
+        return self._put(place, resource.physical.id, properties)
+
+    def delete(self, place: Place, resource: Resource) -> None:
+        """Remove it."""
+        host(place).delete("alarm", resource.physical.id)
+
+    def _put(self, place: Place, name: str, properties: Properties) -> Physical:
+        why_not = host(place).put("alarm", name, properties)["not_rehearsed"]
+        if why_not:
+            place.progress(f"alarm {name} is declared, not rehearsed: {why_not}")
+        return Physical(name, {"Arn": place.arn("cloudwatch", f"alarm:{name}")}, rehearsed=not why_not)
 
 
 class Cluster:

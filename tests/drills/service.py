@@ -47,6 +47,9 @@ PATIENT, IMPATIENT = 90, 10
 HEALTH_CHECK_SECONDS = 2
 """Interval and limit of the health check, in place of 10 and 5: it decides how long a drill takes, not how it ends."""
 
+LOCKS = Path(__file__).with_name("locks")
+"""What each old release of MLflow is installed from."""
+
 ONE_REFUSAL_SECONDS = 1.0
 """Failures closer together than this belong to one refusal."""
 
@@ -64,8 +67,11 @@ class Service:
         self._assembly = _assembly(base)
         self._image = ""
 
-    def start(self) -> None:
-        """Make the account, everything the tracking stack builds on, and the schema; then deploy this very image."""
+    def start(self, mlflow: str) -> None:
+        """Make the account, everything the tracking stack builds on, and the schema; then deploy this very image.
+
+        `mlflow` is the release of MLflow in it, if not the pinned one.
+        """
         self._accounts.start(self._processes)
         stage = next(self._assembly.glob("assembly-*-Dev"))
         artifacts = json.loads((stage / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
@@ -87,20 +93,25 @@ class Service:
         }
         for name in _needed(stacks, tracking):
             if stacks[name]["properties"]["stackName"].endswith("-migration"):
-                continue  # its task is started by the pipeline; here `_migrate` runs the image's own command
+                continue  # its task is started by the pipeline; here `migrate` runs the image's own command
             self._deploy(stacks[name]["properties"]["stackName"], templates[name])
         self._name, self._template = stacks[tracking]["properties"]["stackName"], templates[tracking]
-        self.build("good")
-        self._migrate("good")
+        self.build("good", mlflow=mlflow)
+        self.migrate("good")
         self.deploy("good")
 
-    def build(self, image: str, *edits: Edit) -> None:
-        """Build the server's image, after edits of a copy of its folder, under the name `image`."""
+    def build(self, image: str, *edits: Edit, mlflow: str = "") -> None:
+        """Build the server's image, after edits of a copy of its folder, under the name `image`.
+
+        `mlflow` is an old release of MLflow to put into it, one that has a lock in `locks/`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             context = Path(folder) / "mlflow_image"
             shutil.copytree(
                 REPOSITORY / "mlflow_image", context, ignore=shutil.ignore_patterns("__pycache__")
             )
+            if mlflow:
+                shutil.copy(LOCKS / f"mlflow-{mlflow}.lock", context / "requirements.lock")
             for edit in edits:
                 edit.apply(Path(folder))
             # uv, which installs the image's packages, is beside this very Python.
@@ -206,8 +217,8 @@ class Service:
         """Stop everything and delete the account."""
         Rehearsal(self.state.parent, approve=True).down()
 
-    def _migrate(self, image: str) -> None:
-        """Make the schema with the image's own command, as the release's migration does before the service."""
+    def migrate(self, image: str) -> dict[str, Any]:
+        """Migrate with the image's own command, as the release does before the service, and return what that told."""
         built = self._images.find(f"drill/mlflow:{image}")
         secret = self._secret()
         with tempfile.TemporaryDirectory() as folder:
@@ -224,12 +235,15 @@ class Service:
                     "DATABASE_NAME": self._instance.properties["DBName"],
                     "DATABASE_USER": secret["username"],
                     "DATABASE_PASSWORD": secret["password"],
+                    "MIGRATE_WITHOUT_SNAPSHOT": "true",
                 },
                 capture_output=True,
                 text=True,
                 check=False,
             )
         assert done.returncode == 0, f"migrate failed with {done.returncode}\n{done.stdout}{done.stderr}"
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return told
 
     def _described(self) -> list[dict[str, Any]]:
         service = _only(self._stack("tracking"), "AWS::ECS::Service").physical.id
@@ -278,13 +292,13 @@ class Service:
 
 
 @contextmanager
-def running_service() -> Iterator[Service]:
-    """A service of its own, stopped and deleted at the end."""
+def running_service(mlflow: str = "") -> Iterator[Service]:
+    """A service of its own, stopped and deleted at the end; `mlflow` is an old release of MLflow for it to begin with."""
     base = Path(tempfile.mkdtemp(prefix="mlflow service ")).resolve()
     base.chmod(0o755)  # root's PostgreSQL runs as nobody, who must get through here
     service = Service(base)
     try:
-        service.start()
+        service.start(mlflow)
         yield service
     finally:
         service.down()
@@ -294,10 +308,12 @@ def running_service() -> Iterator[Service]:
 class Drill:
     """Clients on a service from the beginning of a `with` block until `stop`, and the line that says how it went."""
 
-    def __init__(self, name: str, service: Service, *, clients: int = 2) -> None:
+    def __init__(
+        self, name: str, service: Service, *, clients: int = 2, client: type[Client] = Client
+    ) -> None:
         self.name = name
         self._service = service
-        self._clients = [Client(service.url) for _ in range(clients)]
+        self._clients = [client(service.url) for _ in range(clients)]
         self._running = contextlib.ExitStack()
         self._rows = (0, 0)
         self._note = ""

@@ -27,11 +27,10 @@ from stages.settings import load_settings
 
 from . import census
 from .census import Census
-from .client import Client
+from .client import Client, PoliteClient
 from .conftest import QUICK, a_workspace
 from .figures import drill
 from .old_versions import DRILLS, IMAGE
-from .test_upgrades import PoliteClient
 from .workspace import Edit, Release, Workspace, wait_until
 
 pytestmark = pytest.mark.drill

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
 
 from rehearsal.processes import kill_session
 
 from .census import Census
-from .client import PIECE, PIECES, REQUEST_SECONDS, Client, Failure
+from .client import Client, Failure, PoliteClient
 from .figures import drill
 from .old_versions import PINNED, Program, Release, Server, old
 from .places import Place, Places, folder
@@ -56,28 +55,6 @@ def upgrade():
 def downgrade():
     pass
 '''
-
-
-class Pieces:
-    """An artifact that is uploaded slowly, and says how long it is beforehand.
-
-    3.10.0 takes an upload that does not, answers 200 and stores an empty file: its own defect, mended since.
-    """
-
-    def __len__(self) -> int:
-        return len(PIECE) * PIECES
-
-    def __iter__(self) -> Iterator[bytes]:
-        for _ in range(PIECES):
-            time.sleep(0.2)
-            yield PIECE
-
-
-class PoliteClient(Client):
-    """A client whose uploads say how long they are."""
-
-    def _put_slowly(self, session: requests.Session, url: str) -> None:
-        session.put(url, data=Pieces(), timeout=REQUEST_SECONDS).raise_for_status()
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(7)
         elif url.path == "/leak":
             hoard.append(os.urandom(120 * 2**20))
+        if BEHAVIOUR == "wrong" and url.path != "/health":
+            status = 500
         content = body.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))

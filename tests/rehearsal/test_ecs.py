@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import boto3
 import psutil
 import pytest
 
+from rehearsal.ecs import BAKE_SECONDS
 from rehearsal.host import HostClient, HostError, start_host
 from rehearsal.processes import ProcessRegistry
 
@@ -30,7 +32,24 @@ SERVER = Path(__file__).with_name("server_image.py")
 GROUP = "arn:aws:elasticloadbalancing:eu-west-1:222222222222:targetgroup/mlflow/1"
 BALANCER = "arn:aws:elasticloadbalancing:eu-west-1:222222222222:loadbalancer/app/mlflow/1"
 LISTENER = "arn:aws:elasticloadbalancing:eu-west-1:222222222222:listener/app/mlflow/1/1"
+ALARM = "mlflow-ServerErrors"
 SERVICE = "arn:aws:ecs:eu-west-1:222222222222:service/platform/mlflow"
+# Its period outlasts a test, so that it stays on once it went off.
+SERVER_ERRORS = {
+    "Namespace": "AWS/ApplicationELB",
+    "MetricName": "HTTPCode_Target_5XX_Count",
+    "Dimensions": [
+        {"Name": "LoadBalancer", "Value": "app/mlflow/1"},
+        {"Name": "TargetGroup", "Value": "targetgroup/mlflow/1"},
+    ],
+    "Statistic": "Sum",
+    "Period": 900,
+    "EvaluationPeriods": 1,
+    "Threshold": 10,
+    "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+    "TreatMissingData": "notBreaching",
+}
+WATCHED = {"DeploymentConfiguration": {"Alarms": {"AlarmNames": [ALARM], "Enable": True, "Rollback": True}}}
 NOBODY = {"access_key_id": "test", "secret_access_key": "test", "session_token": None}
 
 
@@ -276,6 +295,114 @@ def test_circuit_breaker_rolls_back_while_old_tasks_serve(
     assert account.serve(account.define("1"), **roomy) == first
 
 
+def test_an_alarm_takes_a_deployment_back(account: Account) -> None:
+    """The old task is gone by then, as there is one only: another is started, and the bad one answers until it does."""
+    account.client.put("alarm", ALARM, SERVER_ERRORS)
+    one = {**WATCHED, "DesiredCount": 1}
+    first = account.serve(account.define("1"), **one)
+    account.stable()
+    before = {task["id"] for task in account.running()}
+    with Client(account.url) as client:
+        second = account.serve(account.define("2", "wrong"), **one)
+        until(lambda: account.deployment(second)["rollout_state"] != "IN_PROGRESS")
+        account.stable()
+        assert set(client.failed) == {(500, "2")}
+        failed, good = client.answers[500, "2"], client.answers[200, "1"]
+        until(lambda: client.answers[200, "1"] > good + 20)
+        assert client.answers[500, "2"] == failed
+    assert failed >= 10
+    taken_back = account.deployment(second)
+    assert (taken_back["rollout_state"], taken_back["status"]) == ("FAILED", "INACTIVE")
+    assert taken_back["rollout_reason"].startswith(
+        f"ECS deployment alarm: {ALARM} is in ALARM, Sum of HTTPCode_Target_5XX_Count was "
+    )
+    primary = account.service()["deployments"][0]
+    assert (primary["id"], primary["rollout_state"]) == (first, "COMPLETED")
+    told = [event["message"] for event in account.service()["events"]]
+    assert sum("rolling back to deployment" in message for message in told) == 1
+    [started] = account.running()
+    assert started["id"] not in before
+    changes = account.client.get("alarm", ALARM)["changes"]
+    assert [change["state"] for change in changes] == ["ALARM", "OK"]
+    # What CloudFormation does next, putting the old properties again, must not begin anything.
+    assert account.serve(account.define("1"), **one) == first
+
+    # The alarm is still on. ECS then watches none, so that a mend can be deployed; this is none.
+    third = account.serve(account.define("3", "wrong"), **one)
+    account.stable()
+    assert account.deployment(third)["rollout_state"] == "COMPLETED"
+    assert any(
+        f"watches no alarms during this deployment; in ALARM already: {ALARM}" in event["message"]
+        for event in account.service()["events"]
+    )
+
+
+def test_a_watched_deployment_is_completed_some_time_after_its_tasks_serve(account: Account) -> None:
+    account.client.put("alarm", ALARM, SERVER_ERRORS)
+    account.serve(account.define("1"), **WATCHED)
+    account.stable()
+    account.serve(account.define("2"), **WATCHED)
+    account.stable()
+    told = account.service()["events"]  # the newest comes first
+
+    def when(what: str) -> datetime:
+        return next(datetime.fromisoformat(e["created_at"]) for e in told if what in e["message"])
+
+    assert when("stopped 1 running tasks") <= when("is watched for another 5 s")
+    # The wait is not by the clock that is told.
+    assert when("deployment completed") - when("is watched for another") >= timedelta(
+        seconds=BAKE_SECONDS - 1
+    )
+
+
+def test_an_alarm_that_is_only_told_of_ends_nothing(account: Account) -> None:
+    """Without Rollback the failed revision stays; with Enable false nobody looks."""
+    account.client.put("alarm", ALARM, SERVER_ERRORS)
+    alarms = {"AlarmNames": [ALARM], "Enable": True, "Rollback": False}
+    account.serve(account.define("1"))
+    account.stable()
+    with Client(account.url):
+        second = account.serve(account.define("2", "wrong"), DeploymentConfiguration={"Alarms": alarms})
+        until(lambda: account.deployment(second)["rollout_state"] == "FAILED")
+    assert account.service()["deployments"][0]["id"] == second
+    account.client.delete("alarm", ALARM)
+    account.client.put("alarm", ALARM, SERVER_ERRORS)
+    with Client(account.url) as client:
+        unwatched = {"Alarms": {**alarms, "Enable": False}}
+        third = account.serve(account.define("3", "wrong"), DeploymentConfiguration=unwatched)
+        until(lambda: client.answers[500, "3"] > 20)
+        account.stable()
+    until(lambda: account.client.get("alarm", ALARM)["state"] == "ALARM")
+    assert account.deployment(third)["rollout_state"] == "COMPLETED"
+
+
+def test_alarms_that_are_refused_or_have_no_data(account: Account) -> None:
+    put = account.client.put
+    with pytest.raises(HostError, match=f"there is no alarm {ALARM}; put it first"):
+        account.serve(account.define("1"), **WATCHED)
+    other = [{"Name": "LoadBalancer", "Value": "app/other/1"}]
+    with pytest.raises(HostError, match=f"{ALARM}: there is no LoadBalancer app/other/1; put it first"):
+        put("alarm", ALARM, {**SERVER_ERRORS, "Dimensions": other})
+    zone = [{"Name": "AvailabilityZone", "Value": "eu-west-1a"}]
+    with pytest.raises(
+        HostError, match="by AvailabilityZone is not rehearsed; its dimensions are LoadBalancer"
+    ):
+        put("alarm", ALARM, {**SERVER_ERRORS, "Dimensions": zone})
+    with pytest.raises(HostError, match="give it a Statistic or an ExtendedStatistic, and not both"):
+        put("alarm", ALARM, {**SERVER_ERRORS, "ExtendedStatistic": "p95"})
+    with pytest.raises(HostError, match="DatapointsToAlarm is more than EvaluationPeriods"):
+        put("alarm", ALARM, {**SERVER_ERRORS, "DatapointsToAlarm": 2})
+    with pytest.raises(HostError, match=f"{ALARM}: Period: Field required"):
+        put("alarm", ALARM, {name: value for name, value in SERVER_ERRORS.items() if name != "Period"})
+    told = put("alarm", ALARM, {"Namespace": "AWS/ECS", "MetricName": "CPUUtilization"})
+    assert told == {"not_rehearsed": "AWS/ECS CPUUtilization is not measured in a rehearsal"}
+    computed = put("alarm", "mlflow-Rate", {"Metrics": [{"Id": "rate", "Expression": "errors / requests"}]})
+    assert computed["not_rehearsed"].startswith("what it computes from several metrics")
+    account.serve(account.define("1"), **WATCHED)
+    account.stable()
+    assert account.client.get("alarm", ALARM)["state"] == "INSUFFICIENT_DATA"
+
+
 def test_first_deployment_that_fails_leaves_no_task(account: Account) -> None:
     first = account.serve(account.define("1", "exit"))
     until(lambda: account.deployment(first)["rollout_state"] == "FAILED")
@@ -515,6 +642,7 @@ def test_what_a_killed_host_leaves_can_be_stopped(account: Account) -> None:
 
 
 def test_a_host_that_starts_again_takes_up_its_services(account: Account) -> None:
+    account.client.put("alarm", ALARM, SERVER_ERRORS)
     first = account.serve(account.define("1"))
     account.stable()
     pids = [pid for task in account.running() for pid in task["pids"]]
@@ -526,6 +654,7 @@ def test_a_host_that_starts_again_takes_up_its_services(account: Account) -> Non
     assert not any(lives(pid) for pid in pids)
     account.stable()
     assert account.ask("/") == b"1"  # at the old address
+    until(lambda: account.client.get("alarm", ALARM)["state"] == "OK")
     assert account.serve(account.define("1")) == first
     second = account.serve(account.define("2", "exit"))
     until(lambda: account.deployment(second)["rollout_state"] == "FAILED")

@@ -402,6 +402,40 @@ def test_504_for_silence_and_408_for_a_client_that_stops(balancing: Balancing, r
             assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def test_what_is_measured_for_alarms(balancing: Balancing, raw: Any, echo: Any) -> None:
+    """Under CloudWatch's names, by its dimensions, and nothing twice."""
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    balancing.elb.watch(lambda metric, value, by: seen.append((metric, value, dict(by))))
+    group = {"LoadBalancer": "lb", "TargetGroup": "blue"}
+
+    assert balancing.ask()[0].status == 503
+    assert seen.pop() == ("HTTPCode_ELB_5XX_Count", 1, {"LoadBalancer": "lb"})
+    server = echo()
+    name = balancing.register(server.server_port)
+    assert balancing.ask("/slow=0.3")[0].status == 200
+    metric, seconds, by = seen.pop()
+    assert (metric, by) == ("TargetResponseTime", group)
+    assert seconds >= 0.3
+    balancing.elb.count_unhealthy()
+    assert seen.pop() == ("UnHealthyHostCount", 0, group)
+    server.RequestHandlerClass.healthy = False
+    balancing.await_state(name, "unhealthy")
+    balancing.elb.count_unhealthy()
+    assert seen.pop() == ("UnHealthyHostCount", 1, group)
+    assert balancing.ask("/health")[0].status == 500
+    assert seen.pop() == ("HTTPCode_Target_5XX_Count", 1, group)
+    assert seen.pop()[0] == "TargetResponseTime"
+
+    balancing.group("mute")
+    balancing.register(raw(lambda connection, head: connection.close()), "mute")
+    balancing.listen({"Type": "forward", "TargetGroupArn": "mute"})
+    assert balancing.ask()[0].status == 502
+    assert seen.pop() == ("HTTPCode_ELB_5XX_Count", 1, {"LoadBalancer": "lb"})
+    balancing.listen({"Type": "fixed-response", "FixedResponseConfig": {"StatusCode": "503"}})
+    assert balancing.ask()[0].status == 503
+    assert seen == []  # an answer that the listener was told to give is no error
+
+
 def test_keeps_connections_to_targets_and_clients_open(balancing: Balancing, raw: Any) -> None:
     used = set()
 

@@ -155,20 +155,20 @@ def test_an_attribute_that_a_rehearsed_resource_lacks_is_refused(deployments: De
 
 
 def test_a_type_without_a_provider_is_declared(deployments: Deployments) -> None:
-    alarm = {"Type": "AWS::CloudWatch::Alarm", "Properties": {"AlarmName": "slow"}}
+    subnets = {"Type": "AWS::RDS::DBSubnetGroup", "Properties": {"DBSubnetGroupName": "isolated"}}
     of = {
-        "Id": named("Alarm"),
-        "Arn": {"Fn::GetAtt": ["Alarm", "Arn"]},
-        "Odd": {"Fn::GetAtt": ["Alarm", "Odd"]},
+        "Id": named("Subnets"),
+        "Arn": {"Fn::GetAtt": ["Subnets", "Arn"]},
+        "Odd": {"Fn::GetAtt": ["Subnets", "Odd"]},
     }
-    deployments.deploy({"Alarm": alarm, "A": thing("a", Of=of)})
+    deployments.deploy({"Subnets": subnets, "A": thing("a", Of=of)})
     assert deployments.things.alive["a"]["Of"] == {
-        "Id": "slow",
-        "Arn": f"arn:aws:rehearsed:{REGION}:{ACCOUNT}:slow",
-        "Odd": "slow.Odd",
+        "Id": "isolated",
+        "Arn": f"arn:aws:rehearsed:{REGION}:{ACCOUNT}:isolated",
+        "Odd": "isolated.Odd",
     }
     assert [(r.logical_id, r.rehearsed) for r in deployments.stack.resources.values()] == [
-        ("Alarm", False),
+        ("Subnets", False),
         ("A", True),
     ]
 

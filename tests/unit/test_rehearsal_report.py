@@ -22,6 +22,7 @@ DEV = {
     "account": "222222222222",
     "region": "eu-west-1",
     "tasks": 2,
+    "alarms": [],
     "image": DIGEST,
 }
 
@@ -147,6 +148,22 @@ def test_an_action_that_failed_before_it_had_a_log(tmp_path: Path) -> None:
     assert "failed" in page(tmp_path).text
 
 
+def test_alarms_that_went_off(tmp_path: Path) -> None:
+    written(tmp_path, stages(tmp_path))
+    assert "none" in page(tmp_path).text.split("Alarms that went off")[1].split("Declared")[0]
+    alarm = {
+        "alarm": "mlflow-dev-Slow",
+        "state": "ALARM",
+        "at": "2026-11-21T10:00:00Z",
+        "reason": "p95 was 3",
+    }
+    report = Report(tmp_path, COMMIT)
+    report.write(image=None, environments={"dev": DEV, "prod": {**DEV, "alarms": [alarm]}}, declared={})
+    row = "".join(page(tmp_path).text.split("Alarms that went off")[1].split("Declared")[0].splitlines())
+    assert "prodmlflow-dev-Slow2026-11-21T10:00:00Zp95 was 3" in row
+    assert "none" not in row
+
+
 def test_an_environment_without_an_image(tmp_path: Path) -> None:
     report = Report(tmp_path, COMMIT)
     report.write(image=None, environments={"dev": {**DEV, "image": None}}, declared={})
@@ -155,7 +172,7 @@ def test_an_environment_without_an_image(tmp_path: Path) -> None:
 
 def test_declared_types_are_counted() -> None:
     def resource(type_: str, rehearsed: bool) -> Resource:
-        return Resource("A", type_, {}, Physical("a"), rehearsed=rehearsed)
+        return Resource("A", type_, {}, Physical("a", rehearsed=rehearsed))
 
     one = {"A": resource("AWS::EC2::VPC", False), "B": resource("AWS::S3::Bucket", True)}
     two = {"A": resource("AWS::EC2::VPC", False), "B": resource("AWS::CloudWatch::Alarm", False)}
