@@ -44,7 +44,8 @@ QUICK = (
         "interval=Duration.seconds(10),\n                timeout=Duration.seconds(5)",
         "interval=Duration.seconds(5),\n                timeout=Duration.seconds(4)",
     ),
-    # dev keeps MLflow's own demo in its smoke tests; once is enough.
+    # MLflow's own demo takes half a minute; `make rehearse` in CI has it.
+    Edit("platform.toml", "smoke_demo = true   ", "smoke_demo = false  "),
     Edit(
         "platform.toml",
         "cpu = 1024\nmemory = 2048\nworkers = 1\nsmoke_demo = true",

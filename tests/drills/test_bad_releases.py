@@ -196,6 +196,7 @@ def test_it_is_stopped_and_the_old_version_serves_alone(place: Place, fault: Fau
         assert release.status != 0
         assert release.stopped_at == (place.stage, action)
         assert fault.sign in release.output
+        assert fault.sign in (workspace.state / "report.html").read_text(encoding="utf-8")
         rollback = release.report["rollback"]
         assert (rollback["rollback_stage"], rollback["status"]) == (place.stage, "Succeeded")
 
