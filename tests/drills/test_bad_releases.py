@@ -151,7 +151,7 @@ class Place:
         ssm = Accounts(self.workspace.state).client("ssm", own.account, own.region)
         kept = ssm.get_parameter(Name=load_parameter(f"{settings.name}-{self.environment}"))
         figures = json.loads(kept["Parameter"]["Value"])
-        return max(figures["read_p50_ms"], figures["write_p50_ms"]) / 1000
+        return float(max(figures["read_p50_ms"], figures["write_p50_ms"])) / 1000
 
 
 def _slow(place: Place) -> tuple[Edit, ...]:
