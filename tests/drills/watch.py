@@ -37,7 +37,8 @@ class Watch:
     def __init__(self, workspace: Workspace, environment: str, client: Client) -> None:
         self.looks: list[Look] = []
         self.tasks: dict[str, dict[str, Any]] = {}
-        """The last that was seen of each task, by its id."""
+        """The last that was seen of each task that ran in this time, by its id."""
+        self._past: set[str] = set()
         self._host = workspace.host(environment)
         self._service = workspace.resource(environment, "tracking", "AWS::ECS::Service")
         self._targets = workspace.resource(
@@ -49,6 +50,8 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Watch:
+        described = self._host.get("service", self._service)["tasks"]
+        self._past = {task["id"] for task in described if task["status"] == "STOPPED"}
         self._look()
         self._thread.start()
         return self
@@ -110,7 +113,7 @@ class Watch:
         began = time.monotonic()
         tasks = self._host.get("service", self._service)["tasks"]
         targets = self._host.get("target-group", self._targets)["targets"]
-        self.tasks |= {task["id"]: task for task in tasks}
+        self.tasks |= {task["id"]: task for task in tasks if task["id"] not in self._past}
         self.looks.append(
             Look(
                 began,
