@@ -14,7 +14,7 @@ ON ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills pipeline-drills other-drills mariadb rehearse down releases rollback restore lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb rehearse down releases rollback restore lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -63,25 +63,25 @@ unit: synth
 check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cdk-nag, cfn-lint, unit tests
 	@$(MAKE) --no-print-directory -j2 lint unit cfn-lint
 
-# What each drill measured is in .drills.jsonl. Those of the whole pipeline share one workspace and take as long as
-# everything else, so that two run at a time.
+# What each drill measured is in .drills.jsonl. The bad releases, with the tests of the rehearsal, take as long as all the
+# other drills, so that two run at a time.
 DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
-OTHER_DRILLS := $(addprefix tests/drills/test_,alarms.py bad_releases.py chaos.py pipeline_story.py upgrades.py)
+BAD_RELEASES := tests/drills/test_bad_releases.py
 
 test: venv synth ## All tests: unit, rehearsal, drills (about 45 minutes); what needs a missing program is skipped
 	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit
 	@rm -f .drills.jsonl
-	@$(MAKE) --no-print-directory -j2 pipeline-drills other-drills SHORT=tests/rehearsal
+	@$(MAKE) --no-print-directory -j2 bad-releases other-drills SHORT=tests/rehearsal
 
 drills: venv synth ## The drills alone: what is broken on purpose, in the pipeline, a service, the image
 	@rm -f .drills.jsonl
-	@$(MAKE) --no-print-directory -j2 pipeline-drills other-drills
+	@$(MAKE) --no-print-directory -j2 bad-releases other-drills
 
-pipeline-drills: # of releases through the whole pipeline
-	@$(DRILLING) tests/drills $(addprefix --ignore=,$(OTHER_DRILLS))
+bad-releases: # of every kind, in every environment
+	@$(DRILLING) $(SHORT) $(BAD_RELEASES)
 
 other-drills:
-	@$(DRILLING) $(SHORT) $(OTHER_DRILLS)
+	@$(DRILLING) tests/drills --ignore=$(BAD_RELEASES)
 
 mariadb: venv ## The image's migrations on a real MariaDB, which pip does not give
 	@PATH="$$PATH:/usr/sbin:/usr/libexec" command -v mariadbd >/dev/null || { echo "mariadbd is missing: install MariaDB's server (Debian: apt-get install mariadb-server-core; macOS: brew install mariadb)"; exit 1; }

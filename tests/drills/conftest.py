@@ -31,7 +31,21 @@ QUICK = (
         "load = { users = 4, spawn_rate = 4, seconds = 10, max_error_rate = 0.0,"
         " max_read_p95_ms = 60000, max_write_p95_ms = 60000, min_rps = 0.1, max_slowdown = 1000.0 }",
     ),
-    # dev keeps MLflow's own demo in its smoke tests; once is enough.
+    Edit(
+        "platform.toml",
+        "load = { users = 2, spawn_rate = 2, seconds = 20, max_error_rate = 0.0,"
+        " max_read_p95_ms = 1500, max_write_p95_ms = 1500, min_rps = 1.0, max_slowdown = 5.0 }",
+        "load = { users = 4, spawn_rate = 4, seconds = 10, max_error_rate = 0.0,"
+        " max_read_p95_ms = 60000, max_write_p95_ms = 60000, min_rps = 0.1, max_slowdown = 1000.0 }",
+    ),
+    # A new task is found healthy, and a bad one unhealthy, in half of the time.
+    Edit(
+        "stages/tracking.py",
+        "interval=Duration.seconds(10),\n                timeout=Duration.seconds(5)",
+        "interval=Duration.seconds(5),\n                timeout=Duration.seconds(4)",
+    ),
+    # MLflow's own demo takes half a minute; `make rehearse` in CI has it.
+    Edit("platform.toml", "smoke_demo = true   ", "smoke_demo = false  "),
     Edit(
         "platform.toml",
         "cpu = 1024\nmemory = 2048\nworkers = 1\nsmoke_demo = true",

@@ -1,43 +1,74 @@
-"""Bad releases on one service: where each stops, who serves meanwhile, how long until only the old version serves.
+"""Every kind of bad release in every environment: where it stops, who serves meanwhile, how long until only the old
+version serves.
 
-A release that does not come up never gets a request: the deployment fails and undoes itself. One that comes up and then
-is slow, or dies of what it serves, passes the deployment; the load check behind it is what stops it. The pipeline
-around that is drilled elsewhere.
+A release that does not come up never gets a request: its deployment fails and undoes itself. One that comes up and then
+is slow, or dies of what it serves, passes the deployment, and the load check stops it. Either way the stage goes back by
+itself to the release before. The pipeline has one environment here, with that environment's own settings; prod comes
+after the approval.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-import tomllib
-from collections.abc import Iterator
-from pathlib import Path
+import html
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
-import requests
 
-from rehearsal.cloudformation import StackFailed
+from rehearsal.accounts import Accounts
+from stages.gates import load_parameter
+from stages.settings import load_settings
 
-from .client import REQUEST_SECONDS
-from .service import IMPATIENT, Drill, Service, running_service
-from .workspace import REPOSITORY, Edit
+from .client import Client
+from .conftest import QUICK, a_workspace
+from .figures import drill
+from .watch import Watch
+from .workspace import Edit, Workspace, wait_until
 
 pytestmark = pytest.mark.drill
 
-SLOW_SECONDS = 1.0
-"""More than ten times what a small request takes on a busy machine."""
+SECONDS = 120
+"""A bound that only something that hangs can reach."""
 
-LEAK_MIB = 16
-"""What a request leaves behind. Of the 1024 MiB that dev gives a task it takes about 350 before any request."""
+TIMES_SLOWER = 10
+SLOW_SECONDS = 0.1
+"""At least so much slower: the load check lets any median below 50 ms pass."""
 
+LEAK_MIB = 128
+"""What such a request leaves behind: fourteen are too many for a task of any environment, six for one of dev."""
 
+BEFORE_PROD = (
+    Edit("pipeline_app.py", '        deploy("dev")\n        deploy("staging")\n', ""),
+    # There is no environment before it to tell of.
+    Edit("pipeline_app.py", """ ({exported(staging, LOAD, 'VERDICT')})""", ""),
+    Edit("pipeline_app.py", """{exported(staging, MIGRATE, 'SCHEMA')}""", "not known."),
+)
 CRASHES = Edit(
     "mlflow_image/entrypoint.py",
     "def serve() -> None:\n",
     'def serve() -> None:\n    sys.exit("This server gives up at once.")\n',
 )
+
+
+def _alone(environment: str) -> tuple[Edit, ...]:
+    """The pipeline has this environment only, and the smoke tests that ask the server alone: no bad release here gets as far
+    as the others and is stopped by them."""
+    stage = environment.title()
+    without_prod = (
+        Edit(
+            "pipeline_app.py",
+            '        deploy("dev")\n        deploy("staging")\n',
+            f'        deploy("{environment}")\n',
+        ),
+        Edit("pipeline_app.py", '{settings.name}-staging"', f'{{settings.name}}-{environment}"'),
+        Edit("pipeline_app.py", '        deploy("prod")\n', ""),
+    )
+    return (
+        *(BEFORE_PROD if environment == "prod" else without_prod),
+        Edit("pipeline_app.py", '("Dev", "Staging", "Prod")', f'("{stage}",)'),
+        Edit("smoke_tests/buildspec.yml", "pytest smoke_tests ", "pytest smoke_tests/test_server.py "),
+    )
 
 
 def _instead(behaviour: str) -> Edit:
@@ -70,8 +101,8 @@ FAILS = _instead(
 )
 
 
-def _before(behaviour: str) -> Edit:
-    """A healthy server that does `behaviour` before it handles any other request as it should."""
+def _before(which: str, behaviour: str) -> Edit:
+    """A healthy server that does `behaviour` before it handles a request, if `which` holds for the request's path."""
     return Edit(
         "mlflow_image/server.py",
         "    return app\n",
@@ -80,7 +111,7 @@ def _before(behaviour: str) -> Edit:
     hoard = []
 
     async def drilled(scope, receive, send):
-        if scope["type"] == "http" and scope["path"] != "/health":
+        if scope["type"] == "http" and {which}:
             {behaviour}
         await app(scope, receive, send)
 
@@ -89,103 +120,129 @@ def _before(behaviour: str) -> Edit:
     )
 
 
-SLOW = _before(f"await asyncio.sleep({SLOW_SECONDS})")
-LEAKS = _before(f"hoard.append(b'x' * ({LEAK_MIB} * 2**20))")
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running_service() as service:
-        yield service
-
-
-@pytest.mark.parametrize(
-    ("edit", "reason"),
-    [
-        pytest.param(CRASHES, "This server gives up at once.", id="crashes-at-start"),
-        pytest.param(HANGS, "This server never answers.", id="hangs"),
-        pytest.param(FAILS, "This server answers 500.", id="answers-500"),
-    ],
+LEAKS = _before(
+    'any(name in scope["path"] for name in ("search", "log-batch", "get-history", "traces"))',
+    f"hoard.append(b'x' * ({LEAK_MIB} * 2**20))",
 )
-def test_the_deployment_stops_it(
-    service: Service, edit: Edit, reason: str, request: pytest.FixtureRequest
-) -> None:
-    """The circuit breaker opens; the old tasks are the same and have served every request."""
-    before = set(service.tasks())
-    service.build("bad", edit)
-    with Drill(request.node.callspec.id, service, clients=1) as drill:
-        began = time.monotonic()
-        with pytest.raises(StackFailed, match="ECS deployment circuit breaker") as failure:
-            service.deploy("bad", grace=IMPATIENT)
-        drill.note(
-            f"stopped by its deployment, only the old version serves after {time.monotonic() - began:.0f} s"
-        )
-        assert reason in str(failure.value)
-        assert set(service.tasks()) == service.healthy() == before
-        drill.go_on()
-        drill.assert_nothing_failed()
+"""It leaks with requests that the load check makes and this drill's clients do not: they must not decide when."""
+
+IMPATIENT = Edit(
+    "stages/tracking.py", "STARTUP_GRACE = Duration.seconds(120)", "STARTUP_GRACE = Duration.seconds(5)"
+)
+"""With a release that never comes up: how soon health checks count decides how long the drill takes, not how it ends."""
 
 
-def test_a_slow_one_is_let_in(service: Service) -> None:
-    """It is healthy, so the deployment lets it in and the load check is what must stop it: by its throughput or its
-    95th percentiles, if these were set for the platform. Not a request fails, neither then nor on the way back, which
-    is one deployment."""
-    service.build("slow", SLOW)
-    with Drill("slow", service, clients=1) as drill:
-        service.deploy("slow")
-        assert _seconds(service) >= SLOW_SECONDS
-        began = time.monotonic()
-        service.deploy("good")
-        drill.note(f"let in; taken back, only the old version serves after {time.monotonic() - began:.0f} s")
-        assert _seconds(service) < SLOW_SECONDS
-        drill.go_on()
-        drill.assert_nothing_failed()
+@dataclass(frozen=True)
+class Place:
+    """An environment with a good release in it."""
+
+    environment: str
+    workspace: Workspace
+    url: str
+
+    @property
+    def stage(self) -> str:
+        """Its stage in the pipeline."""
+        return self.environment.title()
+
+    def seconds_of_a_request(self) -> float:
+        """What the load check measured of the last release that passed it here: the larger of its medians."""
+        settings = load_settings(self.workspace.root / "platform.toml")
+        own = dict(settings.environments.items())[self.environment]
+        ssm = Accounts(self.workspace.state).client("ssm", own.account, own.region)
+        kept = ssm.get_parameter(Name=load_parameter(f"{settings.name}-{self.environment}"))
+        figures = json.loads(kept["Parameter"]["Value"])
+        return float(max(figures["read_p50_ms"], figures["write_p50_ms"])) / 1000
 
 
-def test_the_load_check_stops_one_that_leaks(service: Service, tmp_path: Path) -> None:
-    """The deployment lets it in, too. Its tasks are killed at their memory limit, with what they had in flight, and
-    replaced, again and again: the load check sees the failures."""
-    service.build("leaks", LEAKS)
-    service.deploy("leaks")
-    failed = _load_check(service, tmp_path)
-    assert "NOT OK  error rate" in failed
-    assert any("OutOfMemoryError" in task["stopped_reason"] for task in service.stopped())
-    began = time.monotonic()
-    service.deploy("good")
-    with Drill("leaks", service, clients=1) as drill:
-        drill.note(
-            "stopped by the load check;"
-            f" taken back, only the old version serves after {time.monotonic() - began:.0f} s"
-        )
-        drill.go_on()
-        drill.assert_nothing_failed()
-
-
-def _seconds(service: Service) -> float:
-    """How long the quickest of three small requests takes."""
-    url = f"{service.url}/api/2.0/mlflow/experiments/get"
-    answers = [requests.get(url, params={"experiment_id": "0"}, timeout=REQUEST_SECONDS) for _ in range(3)]
-    assert {answer.status_code for answer in answers} == {200}
-    return min(answer.elapsed.total_seconds() for answer in answers)
-
-
-def _load_check(service: Service, folder: Path) -> str:
-    """Run the release's load check with dev's thresholds, and return its output. It must not pass."""
-    settings = tomllib.loads((REPOSITORY / "platform.toml").read_text(encoding="utf-8"))
-    load = settings["environments"]["dev"]["load"]
-    done = subprocess.run(
-        [sys.executable, "-m", "load_tests"],
-        cwd=folder,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(REPOSITORY),
-            "MLFLOW_TRACKING_URI": service.url,
-            **{f"LOAD_{name.upper()}": str(value) for name, value in load.items()},
-        },
-        capture_output=True,
-        text=True,
-        check=False,
+def _slow(place: Place) -> tuple[Edit, ...]:
+    """So much slower than the release before, and compared with it as the repository's own settings have it; the other
+    releases here never are, because this machine may be busy with something else."""
+    seconds = max(SLOW_SECONDS, TIMES_SLOWER * place.seconds_of_a_request())
+    settings = (place.workspace.root / "platform.toml").read_text(encoding="utf-8")
+    compared = settings.replace("max_slowdown = 1000.0", "max_slowdown = 5.0")
+    return (
+        _before('scope["path"] != "/health"', f"await asyncio.sleep({seconds:.3f})"),
+        Edit("platform.toml", settings, compared),
     )
-    output = done.stdout + done.stderr
-    assert done.returncode == 1, output
-    return output
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of bad release, and the sign in the rehearsal's output that it was what stopped the release."""
+
+    name: str
+    sign: str
+    edits: Callable[[Place], tuple[Edit, ...]]
+    comes_up: bool = False
+    killed: bool = False
+    """Whether its tasks are."""
+
+
+FAULTS = (
+    Fault("crashes at start", "This server gives up at once.", lambda _: (CRASHES, IMPATIENT)),
+    Fault("hangs", "This server never answers.", lambda _: (HANGS, IMPATIENT)),
+    Fault("answers 500", "This server answers 500.", lambda _: (FAILS, IMPATIENT)),
+    Fault("slow by 10x", "(at most 5 times; if it is meant to be slower", _slow, comes_up=True),
+    Fault("leaks until killed", "% > 0.00%", lambda _: (LEAKS,), comes_up=True, killed=True),
+)
+
+
+@pytest.fixture(scope="module", params=["dev", "staging", "prod"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    name: str = request.param
+    with a_workspace(request, f"{name} alone", *QUICK, *_alone(name)) as workspace:
+        release = workspace.rehearse(f"A good release in {name}", approve=True)
+        assert release.status == 0, release.output
+        yield Place(name, workspace, release.environments[name]["url"])
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
+def test_it_is_stopped_and_the_old_version_serves_alone(place: Place, fault: Fault) -> None:
+    """The stage is rolled back by itself, nothing acknowledged is lost, and no request fails unless tasks are killed."""
+    workspace, environment = place.workspace, place.environment
+    before = workspace.tasks(environment)
+    with drill(f"bad release: {fault.name} in {environment}") as figures:
+        with Client(place.url) as client, Watch(workspace, environment, client) as watch:
+            [old] = {watch.image(task) for task in before}
+            release = workspace.release(f"{fault.name} in {environment}", *fault.edits(place), approve=True)
+            enough = client.succeeded + 20
+            wait_until(lambda: client.succeeded >= enough, "20 more good requests", SECONDS)
+        figures.count([client])
+
+        action = "Load" if fault.comes_up else f"mlflow-{environment}-tracking.Deploy"
+        assert release.status != 0
+        assert release.stopped_at == (place.stage, action)
+        assert fault.sign in release.output
+        assert html.escape(fault.sign) in (workspace.state / "report.html").read_text(encoding="utf-8")
+        rollback = release.report["rollback"]
+        assert rollback is not None
+        assert (rollback["rollback_stage"], rollback["status"]) == (place.stage, "Succeeded")
+
+        last = watch.looks[-1]
+        assert last.running == last.healthy
+        assert {watch.image(task) for task in last.running} == {old}
+        assert len(last.running) == len(before)
+        if not fault.comes_up:
+            assert last.running == before
+
+        if fault.killed:
+            _assert_only_kills_were_felt(client, watch, old)
+        else:
+            assert not client.failures, f"{len(client.failures)} of {client.requests}: {client.failures[:5]}"
+        assert client.succeeded > 50
+        assert client.lost() == []
+        figures.result = (
+            f"stopped at {action}, only the old version serves after {watch.seconds_of_others(old):.0f} s"
+        )
+
+
+def _assert_only_kills_were_felt(client: Client, watch: Watch, old: str) -> None:
+    """What failed was in flight when a task was killed, or came while none was left; after the first kill others succeeded
+    before the old version was back."""
+    killed = watch.killed()
+    assert killed
+    times = killed + watch.refused()
+    others = [f for f in client.failures if not any(f.overlaps(*time) for time in times)]
+    assert not others, f"{len(others)} of {client.requests} have no cause: {others[:5]}"
+    assert watch.succeeded((killed[0][0], watch.with_others(old)[1])) > 0

@@ -193,11 +193,19 @@ class Workspace:
         """All that is remembered of an environment's stacks, to the byte."""
         return {file.name: file.read_bytes() for file in (self.account(environment) / "stacks").glob("*")}
 
+    def resource(self, environment: str, part: str, type_: str) -> str:
+        """The physical id of the resource of a type that a stack has."""
+        resources = self.stack(environment, part)["resources"].values()
+        return next(str(r["physical"]["id"]) for r in resources if r["type"] == type_)
+
+    def host(self, environment: str) -> HostClient:
+        """Who runs an environment's tasks and its load balancer."""
+        return HostClient(self.account(environment) / "host")
+
     def tasks(self, environment: str) -> set[str]:
         """The ids of an environment's running tasks."""
-        resources = self.stack(environment, "tracking")["resources"].values()
-        service = next(r["physical"]["id"] for r in resources if r["type"] == "AWS::ECS::Service")
-        described = HostClient(self.account(environment) / "host").get("service", service)
+        service = self.resource(environment, "tracking", "AWS::ECS::Service")
+        described = self.host(environment).get("service", service)
         return {task["id"] for task in described["tasks"] if task["status"] == "RUNNING"}
 
     def processes(self) -> list[psutil.Process]:
