@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rehearsal.cloudformation import StackFailed
+from rehearsal.cloudformation import StackFailed, UnreadableStack
 from rehearsal.run import CannotRehearse, Rehearsal, interruptible
 
 
@@ -35,7 +35,7 @@ def main() -> int:
         if options.command == "operate":
             return rehearsal.operate([word for word in options.arguments if word != "--"])
         return rehearsal.run() if options.command == "run" else rehearsal.down()
-    except (CannotRehearse, StackFailed) as failure:
+    except (CannotRehearse, StackFailed, UnreadableStack) as failure:
         print(failure, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

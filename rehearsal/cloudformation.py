@@ -35,6 +35,10 @@ class StackFailed(Exception):
     """A stack did not reach its new state and was rolled back to the last good one."""
 
 
+class UnreadableStack(Exception):
+    """What is remembered of a stack has another form; the message says what to do."""
+
+
 @dataclass
 class Physical:
     """What a provider made: the resource's physical id, its attributes, and whether there is anything behind them."""
@@ -458,7 +462,13 @@ def _stack_file(state: Path, account: str, region: str, name: str) -> Path:
 
 def _load(file: Path) -> Stack:
     content = json.loads(file.read_text(encoding="utf-8"))
-    for logical_id, resource in content["resources"].items():
-        resource["physical"] = Physical(**resource["physical"])
-        content["resources"][logical_id] = Resource(**resource)
-    return Stack(**content)
+    try:
+        for logical_id, resource in content["resources"].items():
+            resource["physical"] = Physical(**resource["physical"])
+            content["resources"][logical_id] = Resource(**resource)
+        return Stack(**content)
+    except (KeyError, TypeError) as error:
+        raise UnreadableStack(
+            f"{file} was left by another version of the rehearsal ({error}). `make down` removes it, with the rehearsed"
+            " accounts and their data; `make rehearse` then begins anew."
+        ) from None

@@ -21,6 +21,7 @@ from rehearsal.cloudformation import (
     ResourceFailed,
     Stack,
     StackFailed,
+    UnreadableStack,
 )
 from rehearsal.resources.declared import Declared
 
@@ -405,3 +406,15 @@ def test_a_stack_s_file_is_whole_json(deployments: Deployments) -> None:
     deployments.deploy({"A": thing("a")})
     (file,) = deployments.state.glob("accounts/*/stacks/*")
     assert json.loads(file.read_text(encoding="utf-8"))["status"] == "CREATE_COMPLETE"
+
+
+def test_a_stack_that_another_version_left_is_refused_with_the_mend(deployments: Deployments) -> None:
+    deployments.deploy({"One": thing("one")})
+    (file,) = deployments.state.glob("accounts/*/stacks/*.json")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["resources"]["One"]["rehearsed"] = True  # as it once was
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(
+        UnreadableStack, match=r"left by another version of the rehearsal.* `make down` removes it"
+    ):
+        list(deployments.anew().stacks())
