@@ -69,8 +69,10 @@ class Client:
     """Three clients at once, from the beginning of a `with` block to its end: two over plain kept-alive connections,
     one of which uploads so slowly that a request is always in flight, and MLflow's own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pause: float = PAUSE_SECONDS) -> None:
+        """`pause`: seconds that each of them waits after it has read back what it wrote."""
         self.url = url
+        self._pause = pause
         self.requests = 0
         self.failures: list[Failure] = []
         self.written: list[Written] = []
@@ -161,7 +163,7 @@ class Client:
         self._attempt("client: get run", client.get_run, written.run)
 
     def _repeat(self, work: Callable[[Any], None], connection: Any) -> None:
-        while not self._stop.wait(PAUSE_SECONDS):
+        while not self._stop.wait(self._pause):
             with contextlib.suppress(_Failed):  # counted already; what would have followed it is left out
                 work(connection)
 

@@ -16,6 +16,18 @@ from .workspace import Edit, Release, Workspace
 QUICK = (
     # What `make check` does on its own is rehearsed by `make rehearse` in CI; a drill needs the templates and cdk-nag.
     Edit("Makefile", "-j2 lint unit cfn-lint", "synth"),
+    # Five builds of a release each install the same packages; these borrow the workspace's. `make rehearse` installs them.
+    Edit(
+        "Makefile",
+        "venv: $(VENV)/.complete ##",
+        'borrowed:\n\t@ln -sfn "$(REHEARSAL_STATE)/../.venv" "$(REHEARSAL_STATE)/../node_modules" .\n\n'
+        "venv: $(if $(REHEARSAL_STATE),borrowed,$(VENV)/.complete) ##",
+    ),
+    Edit(
+        "Makefile",
+        "node: node_modules/.package-lock.json ##",
+        "node: $(if $(REHEARSAL_STATE),borrowed,node_modules/.package-lock.json) ##",
+    ),
     # Short loads with thresholds that say nothing about this machine: no drill is decided by how busy it is.
     Edit(
         "platform.toml",
@@ -53,6 +65,9 @@ QUICK = (
     ),
 )
 """Edits that make a rehearsal short without touching what is drilled."""
+
+CLIENT_PAUSE_SECONDS = 1.0
+"""Some ten requests a second: the pipeline builds and deploys on the same machine beside them."""
 
 OVERLAP = Edit("platform.toml", 'cidr = "10.20.0.0/16"', 'cidr = "10.10.128.0/17"')
 
@@ -175,7 +190,10 @@ def _roll_over(
     workspace: Workspace, base: Release, title: str, edit: Edit, *, approve: bool, on: str | None = None
 ) -> Rollover:
     before = {name: workspace.tasks(name) for name in base.environments}
-    clients = {name: Client(environment["url"]) for name, environment in base.environments.items()}
+    clients = {
+        name: Client(environment["url"], pause=CLIENT_PAUSE_SECONDS)
+        for name, environment in base.environments.items()
+    }
     with ExitStack() as stack:
         for client in clients.values():
             stack.enter_context(client)

@@ -21,7 +21,7 @@ from stages.gates import load_parameter
 from stages.settings import load_settings
 
 from .client import Client
-from .conftest import QUICK, a_workspace
+from .conftest import CLIENT_PAUSE_SECONDS, QUICK, a_workspace
 from .figures import drill
 from .watch import Watch
 from .workspace import Edit, Workspace, wait_until
@@ -203,7 +203,10 @@ def test_it_is_stopped_and_the_old_version_serves_alone(place: Place, fault: Fau
     workspace, environment = place.workspace, place.environment
     before = workspace.tasks(environment)
     with drill(f"bad release: {fault.name} in {environment}") as figures:
-        with Client(place.url) as client, Watch(workspace, environment, client) as watch:
+        with (
+            Client(place.url, pause=CLIENT_PAUSE_SECONDS) as client,
+            Watch(workspace, environment, client) as watch,
+        ):
             [old] = {watch.image(task) for task in before}
             release = workspace.release(f"{fault.name} in {environment}", *fault.edits(place), approve=True)
             enough = client.succeeded + 20

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from .client import Client
+from .conftest import CLIENT_PAUSE_SECONDS
 from .workspace import Edit, Release, Workspace
 
 pytestmark = pytest.mark.drill
@@ -33,7 +34,7 @@ def test_an_image_that_fails_its_gate_is_taken_back_in_staging(workspace: Worksp
     release before serves staging again. Prod has not noticed."""
     before, stacks = workspace.tasks("prod"), workspace.stacks("prod")
     image = _image(workspace, "staging")
-    with Client(base.environments["prod"]["url"]) as client:
+    with Client(base.environments["prod"]["url"], pause=CLIENT_PAUSE_SECONDS) as client:
         release = workspace.release("No runs in staging", WRONG_IN_STAGING, approve=True)
     assert release.status != 0
     assert release.stages["Dev"] == "succeeded"

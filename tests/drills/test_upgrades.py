@@ -37,7 +37,7 @@ SECONDS = 300
 
 PREVIOUS, NEXT = "3.10.0", "3.16.1"
 NO_SNAPSHOT = {"MIGRATE_WITHOUT_SNAPSHOT": "true"}
-OUTAGE_SECONDS = 10
+OUTAGE_SECONDS = 60
 INSTANCE = "drill-database"
 
 BREAKING = '''"""drop the entry point of runs"""
