@@ -68,7 +68,7 @@ check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cd
 DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
 BAD_RELEASES := tests/drills/test_bad_releases.py
 
-test: venv synth ## All tests: unit, rehearsal, drills (about 45 minutes); what needs a missing program is skipped
+test: venv synth ## All tests: unit, rehearsal, drills (about 40 minutes); what needs a missing program is skipped
 	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit
 	@rm -f .drills.jsonl
 	@$(MAKE) --no-print-directory -j2 bad-releases other-drills SHORT=tests/rehearsal
