@@ -22,7 +22,8 @@ from constructs import Construct
 from stages.access_logs import access_log_bucket
 from stages.findings import acknowledge, reference
 from stages.monitoring import database_alarms
-from stages.settings import Database, Environment
+from stages.settings import Environment
+from stages.settings.database import Database
 
 DATABASE_NAME = "mlflow"
 DATABASE_PORT = 5432

@@ -16,7 +16,8 @@ from constructs import Construct
 from stages.environment_build import EnvironmentBuild
 from stages.findings import acknowledge
 from stages.network import NetworkStack
-from stages.settings import Environment, Load, Settings
+from stages.settings import Environment, Settings
+from stages.settings.load import Load
 from stages.tracking import TrackingStack
 
 SMOKE, LOAD = "smoke", "load"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.settings import FARGATE_SIZES, Settings, SettingsError, load_settings
+from stages.settings import Settings, SettingsError, load_settings
+from stages.settings.compute import FARGATE_SIZES
 
 from .assembly import copy_of_the_app
 

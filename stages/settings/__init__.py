@@ -1,0 +1,133 @@
+"""The settings of the whole delivery: `platform.toml`, typed and checked before anything is synthesized.
+
+Every refusal is one sentence that names the key, the value and the mend. Code downstream trusts what it is given. A
+file here is one capability's settings; this one puts them together.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from ipaddress import IPv4Network
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import StringConstraints, ValidationError, model_validator
+
+from stages.settings.compute import Compute
+from stages.settings.database import Database
+from stages.settings.fields import Account, Name, Region, Table, matching
+from stages.settings.load import Load
+from stages.settings.network import Exposure, Network
+from stages.settings.sentences import sentence
+
+SETTINGS_FILE = Path(__file__).resolve().parents[2] / "platform.toml"
+
+
+class SettingsError(Exception):
+    """`platform.toml` cannot be used; the message has one sentence for each thing to mend."""
+
+
+class Source(Table):
+    """Where a release comes from."""
+
+    repository: Annotated[str, matching(r"[\w.-]+/[\w.-]+", 'write the repository as "owner/name"')]
+    branch: Annotated[str, StringConstraints(min_length=1)]
+    connection_arn: Annotated[
+        str,
+        matching(
+            r"arn:aws[\w-]*:(codeconnections|codestar-connections):[a-z0-9-]+:\d{12}:connection/[0-9a-f-]{36}",
+            "paste the ARN of your connection: arn:aws:codeconnections:REGION:ACCOUNT:connection/ID",
+        ),
+    ]
+
+
+class Tooling(Table):
+    """The account that holds the pipeline."""
+
+    account: Account
+    region: Region
+
+
+class Environment(Network, Exposure, Compute, Table):
+    """One account that gets the platform."""
+
+    account: Account
+    region: Region
+    smoke_demo: bool
+    database: Database
+    load: Load
+
+
+class Environments(Table):
+    """The three environments, in the order of promotion."""
+
+    dev: Environment
+    staging: Environment
+    prod: Environment
+
+    def items(self) -> list[tuple[str, Environment]]:
+        """Name and environment, in the order of promotion."""
+        return [("dev", self.dev), ("staging", self.staging), ("prod", self.prod)]
+
+
+class Settings(Table):
+    """All of `platform.toml`."""
+
+    name: Name
+    source: Source
+    tooling: Tooling
+    allow_breaking_migration: (
+        Annotated[
+            str,
+            matching(
+                r"[0-9a-f]{12}",
+                "name the one revision that may be reached by breaking migrations, 12 hexadecimal digits, as the"
+                " migration that was refused named it",
+            ),
+        ]
+        | None
+    ) = None
+    environments: Environments
+
+    @model_validator(mode="after")
+    def _environments_fit(self) -> Settings:
+        for (one, first), (other, second) in combinations(self.environments.items(), 2):
+            if IPv4Network(first.cidr).overlaps(IPv4Network(second.cidr)):
+                raise ValueError(
+                    f'environments.{other}.cidr = "{second.cidr}": overlaps environments.{one}.cidr = "{first.cidr}";'
+                    " give each environment a network of its own"
+                )
+            if (first.account, first.region) == (second.account, second.region):
+                raise ValueError(
+                    f'environments.{other}.account = "{second.account}": is the account and region of'
+                    f" environments.{one} too; give each environment an account or a region of its own"
+                )
+        for name, environment in self.environments.items():
+            if environment.region != self.tooling.region:
+                raise ValueError(
+                    f'environments.{name}.region = "{environment.region}": the pipeline does not cross regions; use'
+                    f' tooling.region = "{self.tooling.region}"'
+                )
+        return self
+
+
+def load_settings(path: Path = SETTINGS_FILE) -> Settings:
+    """Read and check the settings.
+
+    Raises:
+        SettingsError: the file is missing, is not TOML, or holds something that cannot be deployed.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path}: there is no such file; copy platform.toml from the repository"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name}: is not valid TOML: {error}; mend that line") from None
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        sentences = [sentence(Settings, dict(problem)) for problem in error.errors()]
+        raise SettingsError("\n".join(f"{path.name}: {sentence}" for sentence in sentences)) from None
