@@ -84,7 +84,7 @@ other-drills:
 	@$(DRILLING) tests/drills --ignore=$(BAD_RELEASES)
 
 mariadb: venv ## The image's migrations on a real MariaDB, which pip does not give
-	@PATH="$$PATH:/usr/sbin:/usr/libexec" command -v mariadbd >/dev/null || { echo "mariadbd is missing: install MariaDB's server (Debian: apt-get install mariadb-server-core; macOS: brew install mariadb)"; exit 1; }
+	@PATH="$$PATH:/usr/sbin:/usr/libexec"; for program in mariadbd my_print_defaults; do command -v $$program >/dev/null || { echo "$$program is missing: install MariaDB (Debian: apt-get install mariadb-server-core mariadb-client-core; macOS: brew install mariadb)"; exit 1; }; done
 	@$(BIN)/python -m pytest tests/rehearsal -m mariadb
 
 rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no]

@@ -73,14 +73,15 @@ class MariaDB:
                 time.sleep(0.1)
 
     def _run(self, command: list[str]) -> None:
-        subprocess.run(
+        done = subprocess.run(
             command,
             user=self.user if os.geteuid() == 0 else None,
             cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        assert done.returncode == 0, f"{' '.join(command)}: status {done.returncode}\n{done.stdout}"
 
     def connect(self, name: str | None = None) -> Any:
         return pymysql.connect(
