@@ -155,6 +155,7 @@ def application() -> Any:
     """Make the application, in each worker, with its stores open: no first request waits for them."""
     _bound_the_stop()
     import guard
+    import speed
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
@@ -173,6 +174,7 @@ def application() -> Any:
         from mlflow.tracing.trace_rollup_service import validate_sql_trace_rollup_startup
 
         validate_sql_trace_rollup_startup(os.environ["_MLFLOW_SERVER_FILE_STORE"])
+    speed.apply(app)
     return app
 
 

@@ -16,6 +16,7 @@
 | WORKERS                            | server processes; each takes about 250 MB               | 1           |
 | MLFLOW_SERVER_ALLOWED_HOSTS        | Host headers to answer, port included unless 80 or 443  | private IPs |
 | MLFLOW_SERVER_CORS_ALLOWED_ORIGINS | origins whose pages may write                           | those hosts |
+| MLFLOW_SPEED                       | off: as slow as MLflow's own; or names (`speed.py`)     | all of them |
 
 An empty value counts as not set. `migrate` needs the database's variables only, and reads these besides:
 

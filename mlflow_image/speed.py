@@ -1,0 +1,156 @@
+"""What makes the server faster than MLflow's own, with the same answers.
+
+Each change is listed here with its reason and with the functions it stands in for or relies on. One that finds any of
+them other than it was when the change was made (another MLflow, another Starlette) stays off, and the log says so: then
+the server is as slow as MLflow's, and as right. `MLFLOW_SPEED=off` turns all of them off, and a list of names
+(`MLFLOW_SPEED=json,requests`) leaves on what it lists.
+"""
+
+import gc
+import hashlib
+import importlib
+import inspect
+import linecache
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+VARIABLE = "MLFLOW_SPEED"
+VERSION = "3.17.2"  # the MLflow that the changes below were made for
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing done faster. `verified` maps module:name to the hash of that function's or class's source."""
+
+    name: str
+    apply: Callable[[Any], None]
+    verified: dict[str, str]
+
+
+def _collector(_application: Any) -> None:
+    """Take what the imports made out of the garbage collector's sight, and let it look less often.
+
+    Everything that was imported lives as long as the process, some four hundred thousand objects. Answering one large
+    search makes thousands more, which set off full collections: nearly half of that search's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _json(_application: Any) -> None:
+    import speed_json
+
+    speed_json.apply()
+
+
+def _runs(_application: Any) -> None:
+    import speed_runs
+
+    speed_runs.apply()
+
+
+def _requests(application: Any) -> None:
+    import speed_requests
+
+    speed_requests.apply(application)
+
+
+# The collector comes last, because it freezes what the others have loaded.
+CHANGES = (
+    Change(
+        "json",
+        _json,
+        {
+            "mlflow.utils.proto_json_utils:message_to_json": "a9b66a85e21d0f11",
+            "mlflow.utils.proto_json_utils:_mark_int64_fields": "4a16634e0d8ca868",
+            "mlflow.utils.proto_json_utils:_mark_int64_fields_for_proto_maps": "6a48128175d711f8",
+            "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
+            "google.protobuf.json_format:_Printer": "cefb42690467f65a",
+        },
+    ),
+    Change(
+        "runs",
+        _runs,
+        {
+            "mlflow.store.tracking.dbmodels.models:SqlRun.to_mlflow_entity": "dd189709d05fa35f",
+            "mlflow.store.tracking.dbmodels.models:SqlLatestMetric.to_mlflow_entity": "ed77c08f03d747e1",
+            "mlflow.store.tracking.dbmodels.models:SqlParam.to_mlflow_entity": "5bc5d986f2dc739c",
+            "mlflow.store.tracking.dbmodels.models:SqlTag.to_mlflow_entity": "26434edff5d9f90b",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_eager_run_query_options": "330a2eef9e9f2cc6",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._search_runs": "5235efb440f86762",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_run": "bd060906b88f7c59",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_run": "bdb42651147d8265",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.update_run_info": "14938c2a7fe61092",
+        },
+    ),
+    Change(
+        "requests",
+        _requests,
+        {
+            "mlflow.server.fastapi_app:_EfficientWSGIResponder": "f5e1df51786cd702",
+            "mlflow.server.fastapi_app:_EfficientWSGIMiddleware": "98bcb48fe09d775e",
+            "mlflow.server.fastapi_app:add_fastapi_workspace_middleware": "d8d5ee8b68c37228",
+            "mlflow.server.fastapi_app:add_gateway_timing_middleware": "8ddc5843da616e60",
+            "mlflow.server.fastapi_app:create_fastapi_app": "eea5803dc258b688",
+            "mlflow.server.workspace_helpers:resolve_workspace_for_request_if_enabled": "6a120d154ab0367e",
+            "starlette.middleware.wsgi:WSGIResponder": "bc561741d87eab7e",
+            "starlette.middleware.wsgi:build_environ": "9d56b2a7fee453da",
+            "starlette.routing:Mount.matches": "ac97bc77afeab550",
+            "starlette.middleware.base:BaseHTTPMiddleware": "c161ef5c0c4712ab",
+        },
+    ),
+    Change("collector", _collector, {}),
+)
+
+
+def apply(application: Any) -> None:
+    """Put the changes in place that are asked for and fit what is installed."""
+    asked = os.environ.get(VARIABLE, "").replace(" ", "")
+    names = {change.name for change in CHANGES}
+    if asked == "off":
+        return
+    wanted = set(asked.split(",")) if asked else names
+    if unknown := wanted - names:
+        print(
+            f"{VARIABLE} names {', '.join(sorted(unknown))}, which is none of {', '.join(sorted(names))} or off.",
+            file=sys.stderr,
+            flush=True,
+        )
+    for change in CHANGES:
+        if change.name not in wanted:
+            continue
+        if other := differing(change):
+            print(f"The faster {change.name} stays off: {other}.", file=sys.stderr, flush=True)
+            continue
+        change.apply(application)
+    # Reading the sources to verify them has put whole files there.
+    linecache.clearcache()
+
+
+def differing(change: Change) -> str:
+    """What is installed that `change` was not made for, in a few words; empty if nothing is."""
+    import mlflow
+
+    if change.verified and mlflow.__version__ != VERSION:
+        return f"it was made for MLflow {VERSION}, and this is {mlflow.__version__}"
+    for place, expected in change.verified.items():
+        if (found := digest(place)) != expected:
+            return f"{place} is {found}, not {expected} as it was when the change was made"
+    return ""
+
+
+def digest(place: str) -> str:
+    """The hash of the source of what `place` (module:name) names; "missing" where there is no such thing."""
+    module, _, name = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        source = inspect.getsource(found)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return "missing"
+    return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -1,0 +1,168 @@
+"""Writes an answer's protobuf message as JSON in one pass, to the byte as MLflow does.
+
+MLflow makes a dictionary of the message, walks the message again for its 64-bit integers, merges both, and has them
+indented by the JSON encoder that is written in Python, because only that one can indent. Here a writer for each kind of
+message is made once; it knows each field's name and type beforehand.
+"""
+
+import base64
+import json
+import threading
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
+from math import isfinite, isnan
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
+from mlflow.utils import proto_json_utils
+
+# A value, and the text that begins a line at its depth. Text, or none where MLflow's own code has to decide.
+Write = Callable[[Any, str], str]
+
+INTEGERS = {
+    FieldDescriptor.TYPE_INT32,
+    FieldDescriptor.TYPE_UINT32,
+    FieldDescriptor.TYPE_SINT32,
+    FieldDescriptor.TYPE_FIXED32,
+    FieldDescriptor.TYPE_SFIXED32,
+    FieldDescriptor.TYPE_INT64,
+    FieldDescriptor.TYPE_UINT64,
+    FieldDescriptor.TYPE_SINT64,
+    FieldDescriptor.TYPE_FIXED64,
+    FieldDescriptor.TYPE_SFIXED64,
+}
+# Of protobuf's own messages, those that become a plain JSON string.
+STRINGS = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
+
+
+class _LeaveItError(Exception):
+    """The message holds something that only MLflow's own code writes."""
+
+
+def apply() -> None:
+    from mlflow.server import handlers
+
+    stock = proto_json_utils.message_to_json
+    writers: dict[str, Write] = {}
+    making = threading.RLock()
+
+    def message_to_json(message: Any, *, pretty: bool = True, convert_int64_to_number: bool = True) -> str:
+        if pretty and convert_int64_to_number:
+            kind = message.DESCRIPTOR
+            write = writers.get(kind.full_name)
+            if write is None:
+                with making:
+                    write = _message_writer(kind, writers)
+            try:
+                return write(message, "\n")
+            except _LeaveItError:
+                pass
+        text: str = stock(message, pretty=pretty, convert_int64_to_number=convert_int64_to_number)
+        return text
+
+    proto_json_utils.message_to_json = message_to_json
+    handlers.message_to_json = message_to_json
+
+
+def _message_writer(kind: Descriptor, writers: dict[str, Write]) -> Write:
+    """A writer of messages of that kind, and of all that they can hold, kept in `writers`."""
+    if kind.full_name in writers:
+        return writers[kind.full_name]
+    fields: dict[int, Write] = {}
+
+    def write_fields(message: Any, line: str) -> str:
+        inner = line + "  "
+        try:
+            parts = [fields[field.number](value, inner) for field, value in message.ListFields()]
+        except KeyError:  # an extension
+            raise _LeaveItError from None
+        return f"{{{inner}{f',{inner}'.join(parts)}{line}}}" if parts else "{}"
+
+    write: Write = write_fields
+    if kind.full_name in STRINGS:
+        write = _string_message
+    elif kind.file.package == "google.protobuf":
+        write = _leave_it
+    # Before its fields, because a message can hold its own kind.
+    writers[kind.full_name] = write
+    for field in kind.fields:
+        fields[field.number] = _named(f'"{field.name}": ', _field_writer(field, writers))
+    return write
+
+
+def _named(name: str, write: Write) -> Write:
+    return lambda value, line: name + write(value, line)
+
+
+def _field_writer(field: FieldDescriptor, writers: dict[str, Write]) -> Write:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        key, value = kind.fields_by_name["key"], kind.fields_by_name["value"]
+        if key.type != FieldDescriptor.TYPE_STRING:
+            return _leave_it
+        return _map_writer(_value_writer(value, writers))
+    write = _value_writer(field, writers)
+    return _list_writer(write) if field.is_repeated else write
+
+
+def _value_writer(field: FieldDescriptor, writers: dict[str, Write]) -> Write:
+    match field.type:
+        case FieldDescriptor.TYPE_MESSAGE:
+            return _message_writer(field.message_type, writers)
+        case FieldDescriptor.TYPE_STRING:
+            return lambda value, _: encode_basestring_ascii(value)
+        case FieldDescriptor.TYPE_BYTES:
+            return lambda value, _: f'"{base64.b64encode(value).decode()}"'
+        case FieldDescriptor.TYPE_DOUBLE:
+            return _double
+        case FieldDescriptor.TYPE_BOOL:
+            return lambda value, _: "true" if value else "false"
+        case FieldDescriptor.TYPE_ENUM if field.enum_type.file.package != "google.protobuf":
+            return _enum_writer({value.number: f'"{value.name}"' for value in field.enum_type.values})
+        case number if number in INTEGERS:
+            return lambda value, _: int.__repr__(value)
+    return _leave_it
+
+
+def _leave_it(_value: Any, _line: str) -> str:
+    raise _LeaveItError
+
+
+def _string_message(value: Any, _line: str) -> str:
+    return json.dumps(MessageToDict(value))
+
+
+def _double(value: float, _line: str) -> str:
+    if isfinite(value):
+        return float.__repr__(value)
+    if isnan(value):
+        return '"NaN"'
+    return '"Infinity"' if value > 0 else '"-Infinity"'
+
+
+def _enum_writer(names: dict[int, str]) -> Write:
+    def write(value: int, _line: str) -> str:
+        try:
+            return names[value]
+        except KeyError:
+            raise _LeaveItError from None
+
+    return write
+
+
+def _list_writer(write: Write) -> Write:
+    def write_list(values: Any, line: str) -> str:
+        inner = line + "  "
+        return f"[{inner}{f',{inner}'.join([write(value, inner) for value in values])}{line}]"
+
+    return write_list
+
+
+def _map_writer(write: Write) -> Write:
+    def write_map(values: Any, line: str) -> str:
+        inner = line + "  "
+        parts = [f"{encode_basestring_ascii(key)}: {write(values[key], inner)}" for key in values]
+        return f"{{{inner}{f',{inner}'.join(parts)}{line}}}"
+
+    return write_map
