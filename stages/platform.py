@@ -16,6 +16,7 @@ from stages.gates import GatesStack
 from stages.migration import MigrationStack
 from stages.network import NetworkStack
 from stages.settings import Settings
+from stages.sign_in import sign_in_of
 from stages.tracking import TrackingStack
 
 
@@ -31,6 +32,7 @@ class PlatformStage(Stage):
         data = DataStack(
             self, "Data", stack_name=f"{prefix}-data", prefix=prefix, settings=own, vpc=network.vpc
         )
+        sign_in = sign_in_of(self, prefix, own)
         self.migration = MigrationStack(
             self,
             "Migration",
@@ -49,6 +51,7 @@ class PlatformStage(Stage):
             settings=own,
             vpc=network.vpc,
             data=data,
+            sign_in=sign_in,
         )
         tracking.add_stack_dependency(self.migration)
         GatesStack(

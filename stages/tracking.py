@@ -11,11 +11,14 @@ from aws_cdk import aws_elasticloadbalancingv2 as elb
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
+from stages.access import SignIn, default_action, protect
 from stages.access_logs import access_log_bucket
 from stages.data import DATABASE_PORT, DataStack
+from stages.findings import acknowledge
 from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
 from stages.settings import Environment
+from stages.settings.sign_in import EVERYBODY
 
 PORT = 5000
 
@@ -47,6 +50,7 @@ class TrackingStack(Stack):
         settings: Environment,
         vpc: ec2.IVpc,
         data: DataStack,
+        sign_in: SignIn | None,
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
@@ -54,6 +58,7 @@ class TrackingStack(Stack):
         self._settings = settings
         self._vpc = vpc
         self._data = data
+        self._sign_in = sign_in
 
         self.balancer = self._load_balancer()
         # A certificate is issued for a name of its owner's, never for a load balancer's own.
@@ -75,6 +80,8 @@ class TrackingStack(Stack):
         group = ec2.SecurityGroup(
             self, "BalancerGroup", vpc=self._vpc, description="MLflow load balancer", allow_all_outbound=False
         )
+        if EVERYBODY in self._settings.ingress_cidrs:
+            acknowledge(group, "The settings say so, and everybody has to sign in.", "EC23")
         balancer = elb.ApplicationLoadBalancer(
             self,
             "LoadBalancer",
@@ -191,14 +198,16 @@ class TrackingStack(Stack):
         )
         certificate = self._settings.certificate_arn
         if certificate:
-            self.balancer.add_listener(
+            listener = self.balancer.add_listener(
                 "Https",
                 port=443,
                 certificates=[elb.ListenerCertificate.from_arn(certificate)],
                 ssl_policy=elb.SslPolicy.TLS13_RES,
-                default_action=elb.ListenerAction.forward([targets]),
+                default_action=default_action(targets, self._sign_in),
                 open=False,
             )
+            if self._sign_in:
+                protect(listener, targets, self._sign_in)
         else:
             self.balancer.add_listener(
                 "Http",

@@ -18,8 +18,9 @@ from stages.settings.compute import Compute
 from stages.settings.database import Database
 from stages.settings.fields import Account, Name, Region, Table, matching
 from stages.settings.load import Load
-from stages.settings.network import Exposure, Network
+from stages.settings.network import Network
 from stages.settings.sentences import sentence
+from stages.settings.sign_in import SignIn
 
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "platform.toml"
 
@@ -49,7 +50,7 @@ class Tooling(Table):
     region: Region
 
 
-class Environment(Network, Exposure, Compute, Table):
+class Environment(Network, SignIn, Compute, Table):
     """One account that gets the platform."""
 
     account: Account

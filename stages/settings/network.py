@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.settings.fields import Table, between, ipv4_network, matching
-from stages.settings.sentences import shown
 
 
 class Network(Table):
@@ -54,11 +53,6 @@ class Exposure(Table):
 
     @model_validator(mode="after")
     def _names_and_networks_fit(self) -> Exposure:
-        if "0.0.0.0/0" in self.ingress_cidrs:
-            raise ValueError(
-                f"ingress_cidrs = {shown(self.ingress_cidrs)}: nobody has to sign in yet, so everybody must not get in;"
-                " name the networks that may reach the load balancer"
-            )
         if self.certificate_arn is not None and self.host_name is None:
             raise ValueError("host_name: is missing; add the name that the certificate was issued for")
         if self.host_name is not None and self.certificate_arn is None:

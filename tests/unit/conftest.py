@@ -48,15 +48,46 @@ def platform(request: pytest.FixtureRequest, assembly: Assembly) -> Platform:
 
 @pytest.fixture(scope="session")
 def public_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    """Dev as it would be on the internet."""
+    """Dev as it would be on the internet, with a user pool of its own."""
     content = settings.model_dump()
     content["environments"]["dev"] |= {
         "exposure": "internet-facing",
         "certificate_arn": f"arn:aws:acm:{settings.tooling.region}:{settings.environments.dev.account}:certificate/c0ffee",
         "host_name": "mlflow.example.com",
         "ingress_cidrs": ["198.51.100.0/24", "203.0.113.7/32"],
+        "auth": "cognito",
     }
     return synthesized_dev(content, tmp_path_factory.mktemp("public")).platform("dev")
+
+
+SECRET = "arn:aws:secretsmanager:eu-west-1:222222222222:secret:"
+
+OIDC = {
+    "issuer": "https://login.example.com",
+    "authorization_endpoint": "https://login.example.com/authorize",
+    "token_endpoint": "https://login.example.com/token",
+    "user_info_endpoint": "https://login.example.com/me",
+    "jwks_endpoint": "https://login.example.com/keys",
+    "people_secret_arn": f"{SECRET}mlflow-people-a1b2c3",
+    "machine_secret_arn": f"{SECRET}mlflow-machines-d4e5f6",
+    "audience": "mlflow",
+    "scope": "mlflow.access",
+    "token_request": {"scope": "mlflow.access", "audience": "mlflow"},
+}
+
+
+@pytest.fixture(scope="session")
+def oidc_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Dev inside its network, with an OpenID Connect provider."""
+    content = settings.model_dump()
+    content["environments"]["dev"] |= {
+        "certificate_arn": f"arn:aws:acm:{settings.tooling.region}:{settings.environments.dev.account}:certificate/c0ffee",
+        "host_name": "mlflow.example.com",
+        "ingress_cidrs": ["0.0.0.0/0"],
+        "auth": "oidc",
+        "oidc": OIDC,
+    }
+    return synthesized_dev(content, tmp_path_factory.mktemp("oidc")).platform("dev")
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,13 @@ region = "eu-west-1"
     + ENVIRONMENT.format(name="prod", account="444444444444", cidr="10.30.0.0/16")
     + LOAD
 )
+SECRET = "arn:aws:secretsmanager:eu-west-1:222222222222:secret:"
+PROVIDER = (
+    'issuer = "https://login.example.com", authorization_endpoint = "https://login.example.com/authorize",'
+    ' token_endpoint = "https://login.example.com/token", user_info_endpoint = "https://login.example.com/me",'
+    ' jwks_endpoint = "https://login.example.com/keys", audience = "mlflow", scope = "mlflow.access",'
+    f' people_secret_arn = "{SECRET}people-a1b2c3", machine_secret_arn = "{SECRET}machine-a1b2c3"'
+)
 REVISION_MEND = (
     "name the one revision that may be reached by breaking migrations, 12 hexadecimal digits, as the migration that was"
     " refused named it"
@@ -359,14 +366,48 @@ def test_a_database_is_restored_in_one_environment(tmp_path: Path, snapshot: str
         (
             'exposure = "internal"\ningress_cidrs = []',
             f'exposure = "internet-facing"\n{CERTIFICATE}ingress_cidrs = ["198.51.100.0/24", "0.0.0.0/0"]',
-            'environments.dev.ingress_cidrs = ["198.51.100.0/24", "0.0.0.0/0"]: nobody has to sign in yet, so everybody'
-            " must not get in; name the networks that may reach the load balancer",
+            'environments.dev.exposure = "internet-facing": with auth = "none" whoever finds it may read and delete'
+            ' everything; set auth to "oidc" or "cognito", or exposure to "internal"',
         ),
         (
             "ingress_cidrs = []",
             'ingress_cidrs = ["0.0.0.0/0"]',
-            'environments.dev.ingress_cidrs = ["0.0.0.0/0"]: nobody has to sign in yet, so everybody must not get in;'
-            " name the networks that may reach the load balancer",
+            'environments.dev.ingress_cidrs = ["0.0.0.0/0"]: nobody has to sign in, so everybody must not get in;'
+            " name the networks that may reach the load balancer, or set auth",
+        ),
+        # who signs in
+        (
+            'exposure = "internal"',
+            'exposure = "internal"\nauth = "saml"',
+            'environments.dev.auth = "saml": give "none", "oidc" or "cognito"',
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "internal"\nauth = "cognito"',
+            'environments.dev.auth = "cognito": over plain HTTP tokens and sessions could be read on the way, and the load'
+            " balancer refuses to check them; add certificate_arn and host_name",
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internal"\nauth = "oidc"\n{CERTIFICATE}',
+            'environments.dev.oidc: is missing; with auth = "oidc" add the table that describes your provider',
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internal"\nauth = "cognito"\n{CERTIFICATE}oidc = {{ {PROVIDER} }}',
+            'environments.dev.oidc: is not used with auth = "cognito"; remove it, or set auth = "oidc"',
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internal"\nauth = "oidc"\n{CERTIFICATE}oidc = {{ {PROVIDER.replace("machine-", "people-")} }}',
+            f'environments.dev.oidc.machine_secret_arn = "{SECRET}people-a1b2c3": is people_secret_arn too; register a'
+            " client of its own for the gates, which can be refused by itself",
+        ),
+        (
+            'exposure = "internal"',
+            f'exposure = "internal"\nauth = "oidc"\n{CERTIFICATE}oidc = {{ {PROVIDER.replace("https", "http")} }}',
+            'environments.dev.oidc.issuer = "http://login.example.com": copy it from your provider\'s discovery document,'
+            ' such as "https://login.example.com/oauth2/token"',
         ),
         (
             'exposure = "internal"',
