@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
+import deadlines
+import failures
 import rotation
 import uvicorn
 from database import ARTIFACT_ROOT
@@ -38,18 +40,13 @@ FORCED_SECONDS = 30
 # while it waits, so this must leave most of the task's stop timeout to the requests in flight.
 WORKER_SECONDS = 15
 
-# For the server's own connections only: a migration may rightly take longer.
-STATEMENT_LIMITS = {
-    "statement_timeout": "55s",  # the load balancer has given up after 60 s
-    "idle_in_transaction_session_timeout": "60s",  # a task that hangs must not keep its row locks
-}
-
 # Each worker has two pools (tracking, registry): at most 20 connections of the 100 that PostgreSQL allows.
 # A variable that is already set wins, so a task definition can differ.
 POOLS = {
     "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "5",
     "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "5",
     "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "900",  # seconds
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "QueuePool",  # by name, so that deadlines.py can put its own in its place
 }
 
 SCHEMA_VARIABLE = "PLATFORM_SCHEMA"  # what was found at the start, as JSON, for the workers
@@ -87,14 +84,14 @@ class WithoutHealthChecks(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         match record.args:
-            case (_, _, "/health", _, 200):
+            case (_, _, "/health" | "/health/ready", _, 200):
                 return False
         return True
 
 
 def environment(database: Database, server: Server) -> dict[str, str]:
     """What uvicorn's workers must find in their environment, the database password included."""
-    limits = " ".join(f"-c {name}={value}" for name, value in STATEMENT_LIMITS.items())
+    limits = " ".join(f"-c {name}={value}" for name, value in deadlines.POSTGRESQL.items())
     variables = {
         **{name: os.environ.get(name) or value for name, value in POOLS.items()},
         database.password_variable: database.password,
@@ -155,7 +152,9 @@ def application() -> Any:
     """Make the application, in each worker, with its stores open: no first request waits for them."""
     _bound_the_stop()
     import guard
+    import ready
     import speed
+    from mlflow.server import app as flask
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
@@ -163,8 +162,12 @@ def application() -> Any:
         import mysql
 
         mysql.sign_in()
+    failures.hide_details()
+    failures.answer(app, flask)
+    deadlines.bound()
     guard.relax()
     guard.add_details(app)
+    ready.add(app, os.environ["_MLFLOW_SERVER_FILE_STORE"], os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
     _prepare_nothing()
     if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
         rotation.follow(secret_arn)

@@ -13,6 +13,7 @@ from .assembly import ROOT, Json, Platform, Resource, attributes
 sys.path.insert(0, str(ROOT / "mlflow_image"))
 
 import database as image_database
+import deadlines as image_deadlines
 import server as image_server
 import settings as image_settings
 
@@ -258,8 +259,12 @@ def test_the_image_keeps_idle_connections_longer_than_the_balancer(balancer: Res
     assert idle_timeout(balancer) < image_server.KEEP_ALIVE_SECONDS
 
 
-def test_a_statement_ends_before_the_balancer_gives_up(balancer: Resource) -> None:
-    assert int(image_server.STATEMENT_LIMITS["statement_timeout"].removesuffix("s")) < idle_timeout(balancer)
+def test_waiting_for_the_database_ends_before_the_balancer_gives_up(balancer: Resource) -> None:
+    """Else its clients are answered 504 by the balancer, which knows no reason."""
+    connect = int(image_settings.CONNECTION_LIMITS["connect_timeout"])
+    longest = image_deadlines.POOL_SECONDS + image_deadlines.CLIENT_SECONDS + connect
+    assert image_deadlines.STATEMENT_SECONDS < image_deadlines.CLIENT_SECONDS
+    assert longest < idle_timeout(balancer)
 
 
 def test_a_task_has_time_to_stop_by_itself(container: Json) -> None:
