@@ -14,7 +14,7 @@ ON ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb rehearse down releases rollback restore lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb browser rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -87,6 +87,10 @@ mariadb: venv ## The image's migrations on a real MariaDB, which pip does not gi
 	@PATH="$$PATH:/usr/sbin:/usr/libexec"; for program in mariadbd my_print_defaults; do command -v $$program >/dev/null || { echo "$$program is missing: install MariaDB (Debian: apt-get install mariadb-server-core mariadb-client-core; macOS: brew install mariadb)"; exit 1; }; done
 	@$(BIN)/python -m pytest tests/rehearsal -m mariadb
 
+browser: venv ## The sign-in with a real browser, which pip does not give
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { echo "Chromium and its driver are missing: install them (Debian: apt-get install chromium chromium-driver)"; exit 1; }
+	@$(BIN)/python -m pytest tests/rehearsal -m browser
+
 rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no]
 	@$(BIN)/python -m rehearsal run $(if $(APPROVE),--approve $(APPROVE))
 
@@ -104,6 +108,9 @@ rollback: venv ## Take an environment back to an earlier release: ENV=prod [TO=c
 
 restore: venv ## Prepare the release that restores a database: ENV=prod SNAPSHOT=name [YES=yes] [ON=rehearsal]
 	@$(BIN)/python -m $(operations) restore --environment $(or $(ENV),$(error which environment? make restore ENV=prod SNAPSHOT=name)) --snapshot $(or $(SNAPSHOT),$(error which snapshot? make restore ENV=$(ENV) SNAPSHOT=name)) $(if $(filter yes,$(YES)),--yes)
+
+client: venv ## What a client sets to use an environment, ready to paste: ENV=prod
+	@$(BIN)/python -m operations client --environment $(or $(ENV),$(error which environment? make client ENV=prod))
 
 lock: venv ## Write the lock files anew from requirements.txt, mlflow_image/requirements.in and package.json
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.txt -o requirements.lock

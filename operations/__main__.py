@@ -1,4 +1,4 @@
-"""`make releases`, `make rollback`, `make restore`, and `migrate`, which is the pipeline's."""
+"""`make releases`, `make rollback`, `make restore`, `make client`; `migrate` and `token`, which are the pipeline's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import sys
 
 from operations.aws import CannotOperate
+from operations.client import client_settings
 from operations.migrate import migrate
 from operations.releases import Pipeline, show
 from operations.restore import restore
 from operations.rollback import SHORTEST_COMMIT, Rollback
+from operations.tokens import token
 from stages.settings import SETTINGS_FILE, SettingsError, load_settings
 
 CANNOT = 2
@@ -78,14 +80,23 @@ def main() -> int:
     )
     restoring.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("migrate", help="run an environment's migration task: the pipeline's Migrate action")
+    client = commands.add_parser("client", help="print what a client sets, ready to paste")
+    client.add_argument("--environment", choices=ENVIRONMENTS, required=True)
+    commands.add_parser("token", help="print a machine's token; TOKEN_ISSUER and others say whose")
     options = parser.parse_args()
     if options.command == "migrate":
         return migrate(os.environ)
     try:
+        if options.command == "token":
+            print(token(os.environ))
+            return 0
         if options.command == "restore":
             restore(SETTINGS_FILE, options.environment, options.snapshot, yes=options.yes)
             return 0
         settings = load_settings()
+        if options.command == "client":
+            print(client_settings(settings, options.environment))
+            return 0
         if options.command == "rollback":
             return Rollback(settings, options.environment).run(options.to, yes=options.yes)
         pipeline = Pipeline(settings)

@@ -1,4 +1,4 @@
-"""The host of one rehearsed account: a daemon that plays Elastic Load Balancing, CloudWatch's alarms and ECS for it.
+"""The host of one rehearsed account: a daemon that plays load balancing, user pools, CloudWatch's alarms and ECS for it.
 
 It goes on when the command that started it has ended: it is what replaces a crashed task at night. Run it
 with `python -m rehearsal.host --state DIR`; talk to it with `HostClient`. DIR keeps what it was told, so that
@@ -34,6 +34,7 @@ from rehearsal.load_balancer import ElasticLoadBalancing
 from rehearsal.ports import LOOPBACK, PortBlock, PortError
 from rehearsal.processes import ProcessRegistry
 from rehearsal.properties import RefusedError
+from rehearsal.user_pool import UserPools
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,11 @@ START_SECONDS = 60.0
 CALL_SECONDS = 900.0
 # What a predecessor's processes are given to end by themselves.
 LEFTOVER_GRACE = 5.0
-KINDS = ("target-group", "load-balancer", "listener", "listener-rule", "alarm", "task-definition", "service")
+POOL_KINDS = ("user-pool", "user-pool-client")
+KINDS = (
+    *("target-group", "load-balancer", *POOL_KINDS, "listener", "listener-rule"),
+    *("alarm", "task-definition", "service"),
+)
 
 Put = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -172,7 +177,7 @@ class Host:
         block = PortBlock(str(self.state_dir), remembered.get("block"))
         self._ports: dict[str, int] = remembered.get("ports", {})
         self._block = block
-        self.balancing = ElasticLoadBalancing(block, self._ports)
+        self.balancing = ElasticLoadBalancing(block, self._ports, self.state_dir)
         self.alarms = Alarms(self.balancing)
         self.cluster = Cluster(
             self.state_dir / "tasks",
@@ -186,6 +191,8 @@ class Host:
         self._put: dict[str, Put] = {
             "target-group": self.balancing.put_target_group,
             "load-balancer": self.balancing.put_load_balancer,
+            "user-pool": self.balancing.user_pools.put_pool,
+            "user-pool-client": self.balancing.user_pools.put_client,
             "listener": self.balancing.put_listener,
             "listener-rule": self.balancing.put_listener_rule,
             "alarm": self.alarms.put_alarm,
@@ -286,7 +293,9 @@ class Host:
             log.warning("task %s gets no credentials: %s", task.id, error)
             return web.json_response({"code": "CannotAssumeRole", "message": str(error)}, status=400)
 
-    def _keeper(self, kind: str) -> ElasticLoadBalancing | Alarms | Cluster:
+    def _keeper(self, kind: str) -> ElasticLoadBalancing | UserPools | Alarms | Cluster:
+        if kind in POOL_KINDS:
+            return self.balancing.user_pools
         if kind == "alarm":
             return self.alarms
         return self.cluster if kind in ("task", "task-definition", "service") else self.balancing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
@@ -12,9 +12,13 @@ from aiohttp import hdrs, web
 
 from rehearsal.ports import LOOPBACK
 from rehearsal.properties import Properties, RefusedError
+from rehearsal.sign_in import (
+    Action,
+    AuthenticateCognitoConfig,
+    AuthenticateOidcConfig,
+    JwtValidationConfig,
+)
 
-Action = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]
-"""A step of a rule. It answers, or returns None to let the next action go on, as an authentication does."""
 Condition = Callable[[web.BaseRequest], bool]
 
 
@@ -118,6 +122,9 @@ class ActionProperties(Properties):
     forward_config: ForwardConfig | None = None
     fixed_response_config: FixedResponseConfig | None = None
     redirect_config: RedirectConfig | None = None
+    jwt_validation_config: JwtValidationConfig | None = None
+    authenticate_oidc_config: AuthenticateOidcConfig | None = None
+    authenticate_cognito_config: AuthenticateCognitoConfig | None = None
 
 
 def condition_of(what: str, condition: RuleCondition) -> Condition:
@@ -168,13 +175,13 @@ def fixed_response(config: FixedResponseConfig) -> Action:
     return answer
 
 
-def redirect(config: RedirectConfig, port: int) -> Action:
-    """An action that sends the client elsewhere; `port` is where this listener serves."""
+def redirect(config: RedirectConfig, protocol: str, port: int) -> Action:
+    """An action that sends the client elsewhere; `protocol` and `port` are this listener's."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")
         own = {
-            "protocol": "http",
+            "protocol": protocol.lower(),
             "host": _host_of(request),
             "port": str(port),
             "path": path[1:],

@@ -3,7 +3,8 @@
 It does what the real one does, its errors included: it never retries, answers 502 for a target that hangs up,
 503 without a target, 504 for a silent one. Targets and rules change under it while its listening sockets and
 its clients' connections stay. Behaviour is from the Elastic Load Balancing user guide for Application Load
-Balancers. Not rehearsed: HTTPS (listeners speak plain HTTP), HTTP/2, WebSockets, stickiness, slow start.
+Balancers. Not rehearsed: the listener's TLS policy, HTTP/2,
+WebSockets, stickiness, slow start.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import asyncio
 import logging
 import random
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from aiohttp import ClientError, hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from rehearsal.certificates import Certificates
 from rehearsal.listener_rules import (
-    Action,
     ActionProperties,
     Condition,
     RuleCondition,
@@ -32,7 +35,9 @@ from rehearsal.listener_rules import (
 )
 from rehearsal.ports import LOOPBACK, PortBlock, listen
 from rehearsal.properties import KeyValue, Properties, RefusedError, parse
+from rehearsal.sign_in import Action, Provider, authenticate, validate_token
 from rehearsal.target_group import HEADER_BYTES, LINE_BYTES, Target, TargetGroup, TargetGroupProperties
+from rehearsal.user_pool import UserPools
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +120,12 @@ class LoadBalancer:
 class Listener:
     """One listening port: its rules, and the proxy behind it."""
 
-    def __init__(self, arn: str, port: int, balancer: LoadBalancer) -> None:
+    def __init__(self, arn: str, port: int, balancer: LoadBalancer, tls: ssl.SSLContext | None) -> None:
         self.arn = arn
         self.port = port
         self.balancer = balancer
+        self.protocol = "https" if tls else "http"
+        self._tls = tls
         self.rules: list[tuple[list[Condition], list[Action]]] = []
         self._front: web.Server | None = None
         self._front_idle = 0.0
@@ -126,7 +133,9 @@ class Listener:
 
     async def open(self) -> None:
         """Begin to listen."""
-        self._server = await asyncio.get_running_loop().create_server(self._connected, sock=listen(self.port))
+        self._server = await asyncio.get_running_loop().create_server(
+            self._connected, sock=listen(self.port), ssl=self._tls
+        )
 
     async def close(self) -> None:
         """Stop listening and hang up on the clients."""
@@ -249,11 +258,12 @@ class Listener:
                 headers.popall(name, None)
         came_through = headers.getall("X-Forwarded-For", [])
         headers["X-Forwarded-For"] = ", ".join([*came_through, request.remote or LOOPBACK])
-        headers["X-Forwarded-Proto"] = "http"
+        headers["X-Forwarded-Proto"] = self.protocol
         headers["X-Forwarded-Port"] = str(self.port)
         trace = f"1-{int(time.time()):08x}-{random.getrandbits(96):024x}"
         earlier = headers.get("X-Amzn-Trace-Id", "")
         headers["X-Amzn-Trace-Id"] = f"Self={trace};{earlier}" if "Root=" in earlier else f"Root={trace}"
+        headers.update(request.get("signed_in", {}))
         return headers
 
 
@@ -315,11 +325,14 @@ def _own_answer(status: int) -> web.Response:
 class ElasticLoadBalancing:
     """The load balancers, listeners, rules and target groups of one rehearsed account.
 
-    `ports` maps the names of load balancers and listeners to their loopback ports; it outlives the host, so
-    that an environment keeps its address.
+    `ports` maps the names of load balancers, listeners and user pools to their loopback ports; it outlives the host, so
+    that an environment keeps its address. `directory` keeps the keys of certificates and of user pools.
     """
 
-    def __init__(self, block: PortBlock, ports: dict[str, int]) -> None:
+    def __init__(self, block: PortBlock, ports: dict[str, int], directory: Path) -> None:
+        self.certificates = Certificates(directory / "certificates")
+        self.user_pools = UserPools(block, ports, directory / "user-pools", self.certificates)
+        self._provider = Provider(self.certificates.for_client())
         self.target_groups: dict[str, TargetGroup] = {}
         self.balancers: dict[str, LoadBalancer] = {}
         self._block = block
@@ -374,18 +387,25 @@ class ElasticLoadBalancing:
         if balancer is None:
             raise RefusedError(f"{arn}: there is no load balancer {parsed.load_balancer_arn}; put it first")
         listener = self._listeners.get(arn)
+        if listener and listener.protocol != parsed.protocol.lower():
+            raise RefusedError(f"{arn}: its protocol cannot change in a rehearsal; give it another name")
         if listener is None:
             taken = {other.port for other in self._listeners.values()}
             if balancer.port not in taken and self._ports.get(arn, balancer.port) == balancer.port:
                 self._ports[arn] = balancer.port
-            listener = Listener(arn, self._port(arn), balancer)
+            tls = self.certificates.for_server() if parsed.protocol == "HTTPS" else None
+            listener = Listener(arn, self._port(arn), balancer, tls)
             self._arrange(listener, parsed, self._rules)  # refuse before anything listens
             await listener.open()
             self._listeners[arn] = listener
         self._arrange(listener, parsed, self._rules)
         self._defaults[arn] = parsed
-        note = "served as plain HTTP" if parsed.protocol == "HTTPS" else ""
-        return {"url": f"http://{LOOPBACK}:{listener.port}", "note": note}
+        return {"url": f"{listener.protocol}://{LOOPBACK}:{listener.port}", "note": self._note(parsed)}
+
+    def _note(self, listener: ListenerProperties) -> str:
+        if listener.protocol == "HTTP":
+            return ""
+        return f"HTTPS with a certificate of this rehearsal's own; trust {self.certificates.authority}"
 
     async def put_listener_rule(self, arn: str, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Create or update a rule of a listener."""
@@ -437,7 +457,7 @@ class ElasticLoadBalancing:
             case "load-balancer" if balancer := self.balancers.get(arn):
                 return {"dns_name": f"{LOOPBACK}:{balancer.port}", "not_enforced": balancer.not_enforced}
             case "listener" if listener := self._listeners.get(arn):
-                return {"url": f"http://{LOOPBACK}:{listener.port}"}
+                return {"url": f"{listener.protocol}://{LOOPBACK}:{listener.port}"}
             case "listener-rule" if rule := self._rules.get(arn):
                 return {"listener": rule.listener_arn, "priority": rule.priority}
         return None
@@ -448,6 +468,8 @@ class ElasticLoadBalancing:
             await listener.close()
         for group in self.target_groups.values():
             await group.close()
+        await self.user_pools.close()
+        await self._provider.close()
 
     def _port(self, arn: str) -> int:
         if arn not in self._ports:
@@ -494,13 +516,32 @@ class ElasticLoadBalancing:
             case "fixed-response" if action.fixed_response_config:
                 return fixed_response(action.fixed_response_config)
             case "redirect" if action.redirect_config:
-                return redirect(action.redirect_config, listener.port)
-            case "forward" | "fixed-response" | "redirect":
+                return redirect(action.redirect_config, listener.protocol, listener.port)
+            case "jwt-validation" | "authenticate-oidc" | "authenticate-cognito" if (
+                listener.protocol == "http"
+            ):
+                raise RefusedError(f"{what}: action {action.type} is for HTTPS listeners only")
+            case "jwt-validation" if action.jwt_validation_config:
+                return validate_token(action.jwt_validation_config, self._provider)
+            case "authenticate-oidc" if action.authenticate_oidc_config:
+                return authenticate(action.authenticate_oidc_config, self._provider, listener.port)
+            case "authenticate-cognito" if action.authenticate_cognito_config:
+                pool = self.user_pools.as_provider(what, action.authenticate_cognito_config)
+                return authenticate(pool, self._provider, listener.port)
+            case (
+                "forward"
+                | "fixed-response"
+                | "redirect"
+                | "jwt-validation"
+                | "authenticate-oidc"
+                | "authenticate-cognito"
+            ):
                 raise RefusedError(
                     f"{what}: action {action.type} says nothing of what to do; give it its configuration"
                 )
         raise RefusedError(
-            f"{what}: action {action.type} is not rehearsed; use forward, fixed-response or redirect"
+            f"{what}: action {action.type} is not rehearsed; use forward, fixed-response, redirect, jwt-validation,"
+            " authenticate-oidc or authenticate-cognito"
         )
 
     def _group(self, what: str, arn: str) -> TargetGroup:

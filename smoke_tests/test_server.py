@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from html.parser import HTMLParser
 
-from smoke_tests.conftest import Get
+import requests
+
+from smoke_tests.conftest import REQUEST_SECONDS, Get
 
 CONTENT_TYPES = {
     "script": ("text/javascript", "application/javascript"),
@@ -38,6 +41,21 @@ def test_version_is_the_images(get: Get, pinned_version: str) -> None:
         f"the server runs MLflow {response.text}, this release pins {pinned_version} in"
         " mlflow_image/requirements.lock: its tasks were not replaced, or the URL is another server's"
     )
+
+
+def test_whoever_does_not_sign_in_is_refused_where_a_token_is_needed(url: str, get: Get) -> None:
+    """The gate signs in with a token, or nobody does: then whoever reaches the server is served."""
+    path = "/api/2.0/mlflow/experiments/search?max_results=1"
+    assert get(path).status_code == 200
+    with requests.Session() as anonymous:
+        anonymous.auth = lambda request: request  # nor with a password from ~/.netrc
+        statuses = [
+            anonymous.get(
+                url + path, headers=headers, allow_redirects=False, timeout=REQUEST_SECONDS
+            ).status_code
+            for headers in ({}, {"Authorization": "Bearer not-a-token"})
+        ]
+    assert statuses == ([401, 401] if os.environ.get("MLFLOW_TRACKING_TOKEN") else [200, 200])
 
 
 def test_ui_loads_with_all_its_assets(get: Get) -> None:

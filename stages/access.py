@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
-from aws_cdk import Duration
+from aws_cdk import CfnOutput, Duration, Stack
 from aws_cdk import aws_elasticloadbalancingv2 as elb
 
 from stages.settings.sign_in import ClaimFormat
@@ -48,6 +49,8 @@ class Tokens:
     """The secret with the gates' `client_id` and `client_secret`."""
     machine_secret_arn: str
     """The same for machines in general: training jobs, services, CI."""
+    secret_key_arn: str | None = None
+    """The key of both secrets; None is the account's default one, which needs no permission of its own."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def default_action(targets: elb.ApplicationTargetGroup, sign_in: SignIn | None) 
 
 
 def protect(listener: elb.ApplicationListener, targets: elb.ApplicationTargetGroup, sign_in: SignIn) -> None:
-    """Put rules 1 to 3 on the listener."""
+    """Put rules 1 to 3 on the listener, and say in outputs where machines get their tokens."""
     forward = elb.ListenerAction.forward([targets])
     listener.add_action(
         "Health",
@@ -95,6 +98,10 @@ def protect(listener: elb.ApplicationListener, targets: elb.ApplicationTargetGro
         ],
         action=sign_in.people(forward, elb.UnauthenticatedAction.AUTHENTICATE),
     )
+    tokens, stack = sign_in.tokens, Stack.of(listener)
+    CfnOutput(stack, "TokenIssuer", value=tokens.issuer, description="Machines ask it for tokens")
+    CfnOutput(stack, "TokenRequest", value=urlencode(tokens.request), description="With these words")
+    CfnOutput(stack, "TokenSecret", value=tokens.machine_secret_arn, description="And this client's secret")
 
 
 def _check_claims(listener: elb.ApplicationListener, rule: str, claims: Sequence[Claim]) -> None:

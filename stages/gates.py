@@ -6,13 +6,15 @@ The pipeline in the tooling account starts them; a load balancer that only the V
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
-from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import Aws, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from constructs import Construct
 
+from stages.access import Tokens
 from stages.environment_build import EnvironmentBuild
 from stages.findings import acknowledge
 from stages.network import NetworkStack
@@ -41,6 +43,7 @@ class GatesStack(Stack):
         environment: Environment,
         network: NetworkStack,
         tracking: TrackingStack,
+        tokens: Tokens | None,
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
@@ -73,7 +76,7 @@ class GatesStack(Stack):
                 settings=settings,
                 description=f"{gate.title()} gate",
                 build_spec=f"{gate}_tests/buildspec.yml",
-                variables={"MLFLOW_TRACKING_URI": url, **variables},
+                variables={"MLFLOW_TRACKING_URI": url, **variables, **_token_variables(tokens)},
                 vpc=network.vpc,
                 group=self._group,
                 key=key,
@@ -81,6 +84,9 @@ class GatesStack(Stack):
             )
             for gate, variables in gates.items()
         }
+        if tokens:
+            for build in builds.values():
+                _allow_tokens(build.role, tokens)
         builds[LOAD].role.add_to_policy(
             iam.PolicyStatement(
                 actions=["ssm:GetParameter", "ssm:PutParameter"],
@@ -114,6 +120,32 @@ class GatesStack(Stack):
                 )
         self._group.connections.allow_to(
             ec2.Peer.any_ipv4(), ec2.Port.HTTPS, "Python packages, the release's source, CloudWatch Logs"
+        )
+
+
+def _token_variables(tokens: Tokens | None) -> dict[str, str]:
+    """Whom a gate asks for a token, as the variables that `python -m operations token` reads."""
+    if tokens is None:
+        return {}
+    return {
+        "TOKEN_ISSUER": tokens.issuer,
+        "TOKEN_REQUEST": urlencode(tokens.request),
+        "TOKEN_SECRET_ARN": tokens.gate_secret_arn,
+    }
+
+
+def _allow_tokens(role: iam.Role, tokens: Tokens) -> None:
+    """Let a gate read the secret of its own client."""
+    role.add_to_policy(
+        iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[tokens.gate_secret_arn])
+    )
+    if tokens.secret_key_arn:
+        role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["kms:Decrypt"],
+                resources=[tokens.secret_key_arn],
+                conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
+            )
         )
 
 

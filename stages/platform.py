@@ -63,6 +63,7 @@ class PlatformStage(Stage):
             environment=own,
             network=network,
             tracking=tracking,
+            tokens=sign_in.tokens if sign_in else None,
         )
 
         Tags.of(self).add("platform", settings.name)

@@ -97,6 +97,7 @@ class UserPoolStack(Stack):
                 request={"scope": scope},
                 gate_secret_arn=self._gates.secret_arn,
                 machine_secret_arn=self._machines.secret_arn,
+                secret_key_arn=self._key.key_arn,
             ),
         )
 

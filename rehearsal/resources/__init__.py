@@ -19,6 +19,7 @@ from rehearsal.resources.service import (
     TaskDefinition,
 )
 from rehearsal.resources.storage import Bucket, EncryptionKey, LogGroup, Parameter, Repository, Secret
+from rehearsal.resources.user_pool import Named, UserPool, UserPoolClient
 
 
 def providers() -> Mapping[str, Provider]:
@@ -27,6 +28,10 @@ def providers() -> Mapping[str, Provider]:
         "AWS::CloudWatch::Alarm": Alarm(),
         "AWS::CodeBuild::Project": BuildProject(),
         "AWS::CodePipeline::Pipeline": Pipeline(),
+        "AWS::Cognito::UserPool": UserPool(),
+        "AWS::Cognito::UserPoolClient": UserPoolClient(),
+        "AWS::Cognito::UserPoolDomain": Named("Domain"),
+        "AWS::Cognito::UserPoolResourceServer": Named("Identifier"),
         "AWS::ECR::Repository": Repository(),
         "AWS::ECS::Cluster": Cluster(),
         "AWS::ECS::Service": Service(),

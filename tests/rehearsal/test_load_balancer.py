@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -29,12 +30,12 @@ T = TypeVar("T")
 class Balancing:
     """Elastic Load Balancing in an event loop of its own, with one load balancer and one listener."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.ports: dict[str, int] = {}
         self.block = PortBlock("tests")
-        self.elb = ElasticLoadBalancing(self.block, self.ports)
+        self.elb = ElasticLoadBalancing(self.block, self.ports, directory)
         self.group("blue")
         self.configure()
         self.listen()
@@ -99,8 +100,8 @@ class Balancing:
 
 
 @pytest.fixture
-def balancing() -> Iterator[Balancing]:
-    balancing = Balancing()
+def balancing(tmp_path: Path) -> Iterator[Balancing]:
+    balancing = Balancing(tmp_path)
     yield balancing
     balancing.run(balancing.elb.close())
     balancing.loop.call_soon_threadsafe(balancing.loop.stop)
@@ -615,8 +616,8 @@ def test_priorities_weights_and_redirects(balancing: Balancing, echo: Any) -> No
 
 
 def test_refusals(balancing: Balancing) -> None:
-    with pytest.raises(RefusedError, match="action authenticate-oidc is not rehearsed"):
-        balancing.listen({"Type": "authenticate-oidc", "Order": 1}, fixed("x"))
+    with pytest.raises(RefusedError, match="action weave is not rehearsed"):
+        balancing.listen({"Type": "weave", "Order": 1}, fixed("x"))
     assert balancing.ask()[0].status == 503  # the listener kept its old rules
     with pytest.raises(RefusedError, match="there is no target group red"):
         balancing.listen({"Type": "forward", "TargetGroupArn": "red"})

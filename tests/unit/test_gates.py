@@ -8,6 +8,7 @@ from load_tests.settings import OPTIONAL, VARIABLES
 from stages.settings import Settings
 
 from .assembly import ROOT, Json, Platform
+from .conftest import OIDC
 
 
 def gates(platform: Platform) -> dict[str, Json]:
@@ -125,3 +126,38 @@ def test_a_gate_reads_the_source_and_nothing_of_the_environment(
         for action, resource, _ in allowed:
             assert not resource.startswith(("<data/", "<tracking/")), f"{action} on {resource}"
             assert resource != "*" or action.startswith("ec2:"), f"{action} on everything"
+
+
+def test_gates_of_a_platform_with_sign_in_ask_for_a_token_and_may_read_that_secret_alone(
+    public_platform: Platform, oidc_platform: Platform
+) -> None:
+    pool = {
+        "TOKEN_ISSUER": "<userpool/Pool.ProviderURL>",
+        "TOKEN_REQUEST": "scope=mlflow-dev%2Faccess",
+        "TOKEN_SECRET_ARN": "<userpool/GatesSecret>",
+    }
+    provider = {
+        "TOKEN_ISSUER": OIDC["issuer"],
+        "TOKEN_REQUEST": "scope=mlflow.access&audience=mlflow",
+        "TOKEN_SECRET_ARN": OIDC["machine_secret_arn"],
+    }
+    by_secrets_manager = {"StringEquals": {"kms:ViaService": "secretsmanager.${AWS::Region}.amazonaws.com"}}
+    for platform, wanted, key in ((public_platform, pool, True), (oidc_platform, provider, False)):
+        for gate, project in gates(platform).items():
+            given = {name: value for name, value in variables(project).items() if name.startswith("TOKEN_")}
+            assert given == wanted
+            allowed = platform.permissions(f"gates/{gate.title()}/Role")
+            secrets = [one for one in allowed if one[0].startswith("secretsmanager:")]
+            assert secrets == [("secretsmanager:GetSecretValue", wanted["TOKEN_SECRET_ARN"], {})]
+            keys = [one for one in allowed if one[1].startswith("<userpool/Key")]
+            assert keys == ([("kms:Decrypt", "<userpool/Key.Arn>", by_secrets_manager)] if key else [])
+
+
+def test_gates_get_their_token_before_they_begin() -> None:
+    """In one shell; and not by `export A=$(b)`, which succeeds when b fails."""
+    for gate in ("smoke", "load"):
+        spec = yaml.safe_load((ROOT / f"{gate}_tests" / "buildspec.yml").read_text(encoding="utf-8"))
+        assert spec["phases"]["build"]["commands"][:2] == [
+            'MLFLOW_TRACKING_TOKEN="$(.venv/bin/python -m operations token)"',
+            "export MLFLOW_TRACKING_TOKEN",
+        ]
