@@ -13,10 +13,12 @@ from constructs import Construct
 
 from stages.access import SignIn, default_action, protect
 from stages.access_logs import access_log_bucket
+from stages.containers import add_sidecar, own_secrets
 from stages.data import DATABASE_PORT, DataStack
 from stages.findings import acknowledge
 from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
+from stages.scaling import scale
 from stages.settings import Environment
 from stages.settings.sign_in import EVERYBODY
 
@@ -33,9 +35,6 @@ STOP_TIMEOUT = Duration.seconds(40)
 
 STARTUP_GRACE = Duration.seconds(120)
 """Health checks do not count before this: the first start on an empty database creates the schema (12 s of CPU)."""
-
-REQUESTS_PER_TASK = 1200
-"""Requests per minute and task at which scaling adds a task: 20 a second, a cautious start; CPU scales beside it."""
 
 
 class TrackingStack(Stack):
@@ -67,7 +66,7 @@ class TrackingStack(Stack):
         service = self._service()
         self._connect(service)
         targets = self._listen(service)
-        self._scale(service, targets)
+        scale(service, targets, settings)
         service_alarms(self, prefix, service, self.balancer, targets)
         CfnOutput(self, "Url", value=self.url, description="Point MLFLOW_TRACKING_URI here")
         if settings.host_name:
@@ -107,6 +106,7 @@ class TrackingStack(Stack):
             cluster_name=self._prefix,
             vpc=self._vpc,
             container_insights_v2=ecs.ContainerInsights.ENABLED,
+            enable_fargate_capacity_providers=settings.capacity == "spot",
         )
         role = self._task_role()
         task = MlflowTask(
@@ -124,6 +124,7 @@ class TrackingStack(Stack):
                 "DATABASE_SECRET_ARN": self._data.secret_arn,
                 "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
                 "WORKERS": str(settings.workers),
+                **settings.variables,
             },
             stop_timeout=STOP_TIMEOUT,
             log_group_name=f"/{self._prefix}/tracking",
@@ -133,6 +134,11 @@ class TrackingStack(Stack):
             iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[self._data.secret_arn])
         )
         role.add_to_policy(task.read_key)
+        assert task.definition.default_container is not None
+        for variable, secret in own_secrets(task, "", settings.secrets).items():
+            task.definition.default_container.add_secret(variable, secret)
+        for sidecar in settings.sidecars:
+            add_sidecar(task.definition, sidecar, task.log_group)
         return ecs.FargateService(
             self,
             "Service",
@@ -140,6 +146,12 @@ class TrackingStack(Stack):
             cluster=cluster,
             task_definition=task.definition,
             desired_count=settings.tasks,
+            # Spot tasks get two minutes' notice by SIGTERM, more than their stop timeout, and are replaced.
+            capacity_provider_strategies=[
+                ecs.CapacityProviderStrategy(capacity_provider="FARGATE_SPOT", weight=1)
+            ]
+            if settings.capacity == "spot"
+            else None,
             min_healthy_percent=100,
             max_healthy_percent=200,
             circuit_breaker=ecs.DeploymentCircuitBreaker(enable=True, rollback=True),
@@ -220,12 +232,3 @@ class TrackingStack(Stack):
             port = ec2.Port.HTTPS if certificate else ec2.Port.HTTP
             self.balancer.connections.allow_from(ec2.Peer.ipv4(cidr), port, "Named in ingress_cidrs")
         return targets
-
-    def _scale(self, service: ecs.FargateService, targets: elb.ApplicationTargetGroup) -> None:
-        scaling = service.auto_scale_task_count(
-            min_capacity=self._settings.tasks, max_capacity=self._settings.max_tasks
-        )
-        scaling.scale_on_cpu_utilization("Cpu", target_utilization_percent=60)
-        scaling.scale_on_request_count(
-            "Requests", requests_per_target=REQUESTS_PER_TASK, target_group=targets
-        )

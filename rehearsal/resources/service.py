@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,7 @@ class TaskDefinition:
         host(place).delete("task-definition", resource.physical.id)
 
     def _register(self, place: Place, properties: Properties) -> Physical:
+        properties = _own_containers(place, properties)
         images = self._images(place, properties)
         arn = place.arn(
             "ecs", f"task-definition/{properties['Family']}:{self._next(place, properties['Family'])}"
@@ -220,6 +222,36 @@ class TaskDefinition:
                 "directory": image.directory,
             }
         return containers
+
+
+def _own_containers(place: Place, properties: Properties) -> Properties:
+    """The task definition without containers of images that are not the platform's own: no registry is asked here.
+
+    Secrets that no template makes are the user's own and exist in the real account alone: a made-up value stands in.
+    """
+    own = []
+    for container in properties["ContainerDefinitions"]:
+        if ".dkr.ecr." not in container["Image"]:
+            place.progress(
+                f"container {container['Name']} is declared, not rehearsed: its image {container['Image']}"
+                " is not the platform's"
+            )
+            continue
+        for secret in container.get("Secrets", []):
+            _stand_in(place, secret["ValueFrom"])
+        own.append(container)
+    return {**properties, "ContainerDefinitions": own}
+
+
+def _stand_in(place: Place, value_from: str) -> None:
+    arn, key = ":".join(value_from.split(":")[:7]), (value_from.split(":") + [""] * 8)[7]
+    secrets = place.client("secretsmanager")
+    try:
+        secrets.describe_secret(SecretId=arn)
+    except secrets.exceptions.ResourceNotFoundException:
+        name = arn.rpartition(":secret:")[2][: -len("-123456")]
+        secrets.create_secret(Name=name, SecretString=json.dumps({key: "made-up"}) if key else "made-up")
+        place.progress(f"secret {name} is not made by the platform: a made-up value stands in for it")
 
 
 class Service:

@@ -59,6 +59,17 @@ class Environment(Network, SignIn, Compute, Table):
     database: Database
     load: Load
 
+    @model_validator(mode="after")
+    def _secrets_are_here(self) -> Environment:
+        here = f":{self.region}:{self.account}:"
+        for arn in (arn for secrets in self.all_secrets() for arn in secrets.values()):
+            if here not in arn:
+                raise ValueError(
+                    f'secrets: "{arn}": is in another account or region; a task reads secrets of its own,'
+                    f" {self.account} in {self.region}, alone"
+                )
+        return self
+
 
 class Environments(Table):
     """The three environments, in the order of promotion."""

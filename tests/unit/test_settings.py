@@ -516,3 +516,53 @@ def test_the_app_refuses_before_synthesis_with_the_sentence_alone(tmp_path: Path
     )
     assert (done.returncode, done.stderr, done.stdout) == (2, sentence, "")
     assert not (tmp_path / "out").exists()
+
+
+SPOT_SECRET = "arn:aws:secretsmanager:eu-west-1:222222222222:secret:token-a1B2c3"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (
+            'schedule = { days = "MON-FRI", start = "19:00", stop = "07:00", time_zone = "UTC" }',
+            'environments.dev.schedule.start = "19:00": must come before stop = "07:00" on the same day; change one of them',
+        ),
+        (
+            'schedule = { days = "MON-FRI", start = "07:00", stop = "19:00", time_zone = "Berlin" }',
+            'environments.dev.schedule.time_zone = "Berlin": name a time zone as in "Europe/Berlin" or "UTC"',
+        ),
+        (
+            'variables = { DATABASE_HOST = "elsewhere" }',
+            "environments.dev.variables: DATABASE_HOST: is the platform's to set; remove it",
+        ),
+        (
+            'variables = { lower = "x" }',
+            'environments.dev.variables.lower[key] = "lower": name variables in capitals, digits and underscores, a letter'
+            " first",
+        ),
+        (
+            f'variables = {{ TOKEN = "x" }}\nsecrets = {{ TOKEN = "{SPOT_SECRET}" }}',
+            "environments.dev.secrets: TOKEN: is among the variables, too; remove it from one of the two",
+        ),
+        (
+            f'secrets = {{ TOKEN = "{SPOT_SECRET.replace("222222222222", "999999999999")}" }}',
+            'environments.dev.secrets: "arn:aws:secretsmanager:eu-west-1:999999999999:secret:token-a1B2c3": is in another'
+            " account or region; a task reads secrets of its own, 222222222222 in eu-west-1, alone",
+        ),
+        (
+            'sidecars = [{ name = "agent", image = "public.ecr.aws/datadog/agent:7.60.0", memory = 1792 }]',
+            "environments.dev.memory = 2048: 1792 MiB of it are the sidecars', and the server needs 512; raise it",
+        ),
+        (
+            'sidecars = [{ name = "mlflow", image = "public.ecr.aws/datadog/agent:7.60.0", memory = 256 }]',
+            "environments.dev.sidecars: mlflow: is the name of another container of the task; choose another",
+        ),
+        (
+            'capacity = "cheap"',
+            'environments.dev.capacity = "cheap": give "on-demand" or "spot"',
+        ),
+    ],
+)
+def test_tasks_that_could_not_run_are_refused(tmp_path: Path, more: str, sentence: str) -> None:
+    assert refusal(tmp_path, "workers = 1", f"workers = 1\n{more}") == f"platform.toml: {sentence}"

@@ -189,7 +189,7 @@ def test_tasks_are_in_private_subnets_without_public_addresses(service: Json) ->
     assert network["SecurityGroups"] == ["<tracking/ServiceGroup.GroupId>"]
 
 
-def test_scaling_follows_cpu_and_requests(platform: Platform) -> None:
+def test_scaling_follows_cpu_memory_and_requests(platform: Platform) -> None:
     scalable = platform.only("AWS::ApplicationAutoScaling::ScalableTarget").properties
     wanted = platform.settings
     assert (scalable["MinCapacity"], scalable["MaxCapacity"]) == (wanted.tasks, wanted.max_tasks)
@@ -199,7 +199,11 @@ def test_scaling_follows_cpu_and_requests(platform: Platform) -> None:
         ]: policy.properties["TargetTrackingScalingPolicyConfiguration"]["TargetValue"]
         for policy in platform.all("AWS::ApplicationAutoScaling::ScalingPolicy")
     }
-    assert targets.keys() == {"ECSServiceAverageCPUUtilization", "ALBRequestCountPerTarget"}
+    assert targets.keys() == {
+        "ECSServiceAverageCPUUtilization",
+        "ECSServiceAverageMemoryUtilization",
+        "ALBRequestCountPerTarget",
+    }
     assert 40 <= targets["ECSServiceAverageCPUUtilization"] <= 75
 
 
