@@ -104,6 +104,7 @@ def migrate() -> None:
         "applied": applied,
         "snapshot": outcome.snapshot.name,
         "kind": outcome.kind,
+        "indexes": outcome.indexes,
         "seconds": round(time.monotonic() - begin, 1),
     }
     print(json.dumps(told), flush=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import history
+import indexes
 import mysql
 import snapshots
 import sqlalchemy as sa
@@ -55,6 +56,7 @@ class Outcome:
     kind: str = "none"
     applied: list[tuple[history.Entry, str]] = field(default_factory=list)
     snapshot: snapshots.Snapshot = snapshots.NONE
+    indexes: dict[str, str] = field(default_factory=dict)
 
 
 def migrate(database: Database, how: Migration) -> Outcome:
@@ -84,6 +86,7 @@ def migrate(database: Database, how: Migration) -> Outcome:
             _upgrade(connection, how, outcome)
         _verify(connection, database, head)
         _ensure_default_experiment(connection, database)
+        outcome.indexes = indexes.ensure(database)
     return outcome
 
 

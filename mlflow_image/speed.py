@@ -59,6 +59,12 @@ def _requests(application: Any) -> None:
     speed_requests.apply(application)
 
 
+def _artifacts(application: Any) -> None:
+    import speed_artifacts
+
+    speed_artifacts.apply(application)
+
+
 # The collector comes last, because it freezes what the others have loaded.
 CHANGES = (
     Change(
@@ -101,6 +107,21 @@ CHANGES = (
             "starlette.middleware.wsgi:build_environ": "9d56b2a7fee453da",
             "starlette.routing:Mount.matches": "ac97bc77afeab550",
             "starlette.middleware.base:BaseHTTPMiddleware": "c161ef5c0c4712ab",
+        },
+    ),
+    Change(
+        "artifacts",
+        _artifacts,
+        {
+            "mlflow.server.artifact_router:download_artifact": "9b41d1eff05a3c2d",
+            "mlflow.server.artifact_router:_get_artifact_repo": "77729d26d584977d",
+            "mlflow.server.artifact_router:_get_workspace_scoped_path": "37456f62fdf80ea8",
+            "mlflow.store.artifact.s3_artifact_repo:_get_s3_client": "727ac0d629db6843",
+            "mlflow.store.artifact.s3_artifact_repo:_cached_get_s3_client": "3d7461a7d59a9075",
+            "mlflow.store.artifact.s3_artifact_repo:S3ArtifactRepository._download_file": "872869d31ba32a7b",
+            "mlflow.store.artifact.s3_artifact_repo:S3ArtifactRepository.parse_s3_compliant_uri": "0af007f650e79dba",
+            "mlflow.store.artifact.artifact_repo:ArtifactRepository.download_artifacts": "f5586cb01c023599",
+            "mlflow.utils.mime_type_utils:_guess_mime_type": "ce2e2298d853ac4f",
         },
     ),
     Change("collector", _collector, {}),

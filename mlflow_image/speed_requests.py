@@ -92,7 +92,9 @@ class _FlaskFirst(BaseRoute):
         if scope["type"] != "http":
             return Match.NONE, {}
         if self._beginnings is None:  # now every module has added its routes
-            self._beginnings = tuple(_beginnings(self._application.router.routes, (self, self._mount)))
+            routes = self._application.router.routes
+            after = routes[routes.index(self) + 1 :]
+            self._beginnings = tuple(_beginnings(route for route in after if route is not self._mount))
         if scope["path"].startswith(self._beginnings):
             return Match.NONE, {}
         return self._mount.matches(scope)
@@ -101,17 +103,15 @@ class _FlaskFirst(BaseRoute):
         await self._mount.handle(scope, receive, send)
 
 
-def _beginnings(routes: Iterable[Any], but: tuple[BaseRoute, ...] = ()) -> set[str]:
-    """What the routes' paths begin with, up to the first parameter."""
+def _beginnings(routes: Iterable[Any]) -> set[str]:
+    """What the routes' paths begin with, up to the first parameter; all begin with "", where a path is not known."""
     found: set[str] = set()
     for route in routes:
-        if route in but:
-            continue
         if hasattr(route, "effective_candidates"):  # an included router
             found |= _beginnings(route.effective_candidates())
             found |= _beginnings(route.effective_low_priority_routes())
             continue
-        path: str = getattr(route, "path", None) or route.starlette_route.path
+        path: str = getattr(route, "path", "") or getattr(getattr(route, "starlette_route", None), "path", "")
         found.add(path.partition("{")[0])
     return found
 

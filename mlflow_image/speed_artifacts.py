@@ -1,0 +1,92 @@
+"""Answers a small artifact out of memory.
+
+For each download MLflow lists the bucket (is it a folder?), asks for the object's size, fetches it with a transfer
+manager's threads into a temporary folder, and reads it from there. One request to S3 is enough. Whatever is not plainly
+a small object, an error too, is left to MLflow's own way, so that its answer stays what it is.
+"""
+
+import posixpath
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+import anyio.to_thread
+from botocore.exceptions import BotoCoreError, ClientError
+from mlflow.exceptions import MlflowException
+from mlflow.server import artifact_router
+from mlflow.store.artifact import s3_artifact_repo
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+from mlflow.utils.mime_type_utils import _guess_mime_type
+from mlflow.utils.uri import validate_path_is_safe
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+PREFIXES = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
+# In memory for each request of which forty run at once. A larger one is worth a transfer manager.
+SMALL = 2 << 20
+
+
+def apply(application: Any) -> None:
+    application.router.routes.insert(0, _Download())
+    # MLflow makes a new client every five minutes and keeps 64 of them, some two megabytes each, for nothing.
+    make_client = s3_artifact_repo._cached_get_s3_client.__wrapped__
+    s3_artifact_repo._cached_get_s3_client = lru_cache(maxsize=2)(make_client)
+
+
+class _Download(BaseRoute):
+    """The route of downloads, before MLflow's own."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and scope["method"] == "GET" and not scope["path"].endswith("/"):
+            path = scope["path"]
+            for prefix in PREFIXES:
+                if path.startswith(prefix):
+                    return Match.FULL, {"path_params": {"artifact_path": path.removeprefix(prefix)}}
+        return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path_params"]["artifact_path"]
+        response = await _small(path) or await artifact_router.download_artifact(path)
+        await response(scope, receive, send)
+
+
+async def _small(artifact_path: str) -> Response | None:
+    """The answer with the object that the path names; None if MLflow's own way has to be gone."""
+    if not artifact_router._is_serving_proxied_artifacts():
+        return None
+    try:
+        path = artifact_router._get_workspace_scoped_path(validate_path_is_safe(artifact_path))
+        repository = artifact_router._get_artifact_repo()
+        if type(repository) is not S3ArtifactRepository:
+            return None
+        content = await anyio.to_thread.run_sync(_read, repository, path)
+    except (MlflowException, HTTPException, BotoCoreError, ClientError):
+        return None
+    if content is None:
+        return None
+    headers = {
+        "Content-Type": _guess_mime_type(path),
+        "Content-Disposition": artifact_router._content_disposition(posixpath.basename(path)),
+        "X-Content-Type-Options": "nosniff",
+    }
+    response = Response(content, headers=headers)
+    del response.headers["content-length"]  # MLflow's answer has none
+    return response
+
+
+def _read(repository: S3ArtifactRepository, path: str) -> bytes | None:
+    """The whole object, or None if it is large."""
+    bucket, root = repository.parse_s3_compliant_uri(repository.artifact_uri)
+    found = repository._get_s3_client().get_object(
+        Bucket=bucket, Key=posixpath.join(root, path), **repository._bucket_owner_params
+    )
+    with found["Body"] as body:
+        if found["ContentLength"] > SMALL:
+            return None
+        content: bytes = body.read()
+        return content
