@@ -152,6 +152,10 @@ def application() -> Any:
     """Make the application, in each worker, with its stores open: no first request waits for them."""
     _bound_the_stop()
     import guard
+    import inputs
+    import limits
+    import origins
+    import own_bucket
     import ready
     import speed
     from mlflow.server import app as flask
@@ -168,6 +172,10 @@ def application() -> Any:
     guard.relax()
     guard.add_details(app)
     ready.add(app, os.environ["_MLFLOW_SERVER_FILE_STORE"], os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
+    limits.bound(app)
+    inputs.refuse_wrong_values(app)
+    own_bucket.keep_to_it()
+    origins.refuse_others_everywhere()
     _prepare_nothing()
     if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
         rotation.follow(secret_arn)

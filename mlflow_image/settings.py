@@ -56,6 +56,9 @@ CONNECTION_LIMITS = {
 PROCESS_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the network unasked
     "DO_NOT_TRACK": "true",
+    # The UI's list of models would be fetched from GitHub, provider by provider, while a request waits. Empty means the list
+    # that comes with MLflow.
+    "MLFLOW_MODEL_CATALOG_URI": "",
     "GIT_PYTHON_REFRESH": "quiet",  # the image has no git, and the server needs none
 }
 

@@ -215,8 +215,8 @@ def postgres() -> Iterator[Postgres]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
+@contextlib.contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
     """The variables that lead a task to an S3 server in which BUCKET exists."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
@@ -239,9 +239,17 @@ def s3() -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     s3_client(variables).create_bucket(Bucket=BUCKET)
-    yield variables
-    process.terminate()
-    process.wait(60)
+    try:
+        yield variables
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    with s3_server() as variables:
+        yield variables
 
 
 def s3_client(variables: dict[str, str]) -> Any:
