@@ -40,11 +40,13 @@ FORCED_SECONDS = 30
 # while it waits, so this must leave most of the task's stop timeout to the requests in flight.
 WORKER_SECONDS = 15
 
-# Each worker has two pools (tracking, registry): at most 20 connections of the 100 that PostgreSQL allows.
+# Each worker has two pools (tracking, registry). MLflow's log-batch holds one connection while it takes a second: with no
+# more connections than the 40 threads that requests run in, batches at once wait for one another until they fail. So
+# 41, of which 5 are kept.
 # A variable that is already set wins, so a task definition can differ.
 POOLS = {
     "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "5",
-    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "5",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "36",
     "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "900",  # seconds
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "QueuePool",  # by name, so that deadlines.py can put its own in its place
 }

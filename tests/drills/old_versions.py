@@ -192,15 +192,14 @@ PINNED = Release("pinned", Path(sys.executable))
 
 def old(version: str) -> Release:
     """An old release of MLflow; with `serve` and `migrate` it is this repository's release that had it pinned."""
-    return Release(version, _installed(version))
+    return Release(version, installed(version, DRILLS / "locks" / f"mlflow-{version}.lock"))
 
 
-def _installed(version: str) -> Path:
-    """The interpreter that has `version` installed, as its lock says."""
-    lock = DRILLS / "locks" / f"mlflow-{version}.lock"
+def installed(name: str, lock: Path) -> Path:
+    """The interpreter that has all of `lock` installed, under that name in the user's cache."""
     digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:16]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = caches / "mlflow-platform-drills" / f"{version}-{digest}"
+    home = caches / "mlflow-platform-drills" / f"{name}-{digest}"
     python, complete = home / "bin" / "python", home / ".complete"
     home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as guard:
@@ -216,7 +215,7 @@ def _installed(version: str) -> Path:
                 ],
             ):
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"MLflow {version} cannot be installed: {done.stderr.strip()}"
+                assert done.returncode == 0, f"MLflow {name} cannot be installed: {done.stderr.strip()}"
             complete.touch()
     return python
 

@@ -399,6 +399,17 @@ def test_keep_alive_answers_are_not_delayed(task: Task) -> None:
     assert sorted(durations)[7] < 0.03
 
 
+def test_batches_at_once_do_not_wait_for_one_another(task: Task) -> None:
+    runs = [task.start_run() for _ in range(30)]
+
+    def log(run_id: str) -> int:
+        metrics = [{"key": "loss", "value": 1.0, "timestamp": 1, "step": 1}]
+        return task.post(f"{RUNS}/log-batch", {"run_id": run_id, "metrics": metrics})[0]
+
+    with ThreadPoolExecutor(len(runs)) as clients:
+        assert set(clients.map(log, runs)) == {200}
+
+
 def test_health_checks_are_not_logged_and_requests_are(task: Task) -> None:
     task.get("/health")
     task.get("/version")

@@ -50,7 +50,7 @@ __all__ = ["postgres", "s3", "start", "template"]  # the fixtures
 SHORT = "import deadlines; deadlines.CLIENT_SECONDS, deadlines.POOL_SECONDS = 3, 2"
 """Client-side limits, so that a test need not wait for the real ones."""
 STUCK = 60
-"""Requests at once: more than the server has threads (40) and connections (10)."""
+"""Requests at once: more than the server has threads (40) and connections (41)."""
 SEARCH = f"{RUNS}/search", {"experiment_ids": ["0"]}
 BOUND_SECONDS = 50
 """Room for a busy machine; without limits nothing of this would ever end."""
