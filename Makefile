@@ -15,7 +15,7 @@ QUICK ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb browser bench rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb browser bench image containers rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -94,6 +94,12 @@ browser: venv ## The sign-in with a real browser, which pip does not give
 
 bench: venv ## Measure this image against stock MLflow, and write docs/performance.md (about 25 minutes) [QUICK=yes: 3 minutes, writes to .bench/]
 	@$(if $(QUICK),$(if $(filter-out yes,$(QUICK)),$(error QUICK=$(QUICK): write QUICK=yes, or leave it out)))$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick --to .bench,--to docs)
+
+image: venv ## Build the server's image with Docker, Podman or Buildah, whichever is there
+	@$(BIN)/python -m operations.image
+
+containers: venv ## Build the image and run it hardened, on PostgreSQL and MariaDB, with the smoke tests
+	@$(BIN)/python -m pytest tests/rehearsal -m container
 
 rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no]
 	@$(BIN)/python -m rehearsal run $(if $(APPROVE),--approve $(APPROVE))

@@ -1,0 +1,169 @@
+"""The real Dockerfile, built and run as on Fargate, with less: read-only, no capabilities, the memory of a task."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from operations import image as built
+from operations.containers import Engine, NoEngine, find_engine
+from stages.settings import Settings
+
+from . import test_image_entrypoint as entrypoint
+from .mariadb import PROGRAM, MariaDB
+from .test_image_entrypoint import PASSWORD, Postgres, Task, free_port
+
+postgres, s3 = entrypoint.postgres, entrypoint.s3
+ROOT = Path(__file__).resolve().parents[2]
+TAG = "localhost/mlflow-platform-test:latest"
+UID = 10001
+
+ENGINE: Engine | None = None
+WHY_NOT = ""
+try:
+    ENGINE = find_engine(to_run=True)
+except NoEngine as none:
+    WHY_NOT = str(none)
+
+pytestmark = [pytest.mark.container, pytest.mark.skipif(ENGINE is None, reason=WHY_NOT)]
+
+Run = Callable[..., Task]
+
+LOOK = """
+import json, os, pathlib, sys
+def writable(folder):
+    try:
+        pathlib.Path(folder, "probe").write_text("")
+    except OSError:
+        return False
+    return True
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps({
+    "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
+    "capabilities": [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],
+    "no_new_privileges": int(status["NoNewPrivs"]),
+    "writable": [top for top in ("/", "/app", "/opt/venv", "/etc", "/run", "/var/tmp", "/dev/shm", "/tmp")
+                 if pathlib.Path(top).is_dir() and writable(top)],
+    "directory": os.getcwd(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    assert ENGINE is not None
+    return ENGINE
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine) -> str:
+    """The name of the image, built from what is checked out."""
+    built.build(engine, TAG)
+    return TAG
+
+
+@pytest.fixture
+def run(engine: Engine, image: str, s3: dict[str, str], settings: Settings) -> Iterator[Run]:
+    """Starts a container of the image with dev's memory, hardened, on this machine's own network."""
+    tasks: list[Task] = []
+
+    def run(variables: dict[str, str], *command: str, arguments: tuple[str, ...] = ()) -> Task:
+        port = variables.get("MLFLOW_PORT") or str(free_port())
+        inside = {"MLFLOW_HOST": "127.0.0.1", "MLFLOW_PORT": port, **s3, **variables}
+        names = [f"--env={name}" for name in inside]  # the values are not for everybody who lists processes
+        hardened = engine.hardened(settings.environments.dev.memory)
+        argv = [
+            engine.program,
+            "run",
+            "--rm",
+            "--network=host",
+            *hardened,
+            *names,
+            *arguments,
+            image,
+            *command,
+        ]
+        home = {"HOME": os.environ.get("HOME", "/"), "PATH": os.environ["PATH"]}
+        tasks.append(Task({**inside, **home}, argv))
+        return tasks[-1]
+
+    yield run
+    for task in tasks:
+        task.stop()
+
+
+def smoke(task: Task, *, demo: bool) -> None:
+    """What the pipeline's Smoke runs, against that server."""
+    variables = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{task.port}", "SMOKE_DEMO": str(demo).lower()}
+    command = [sys.executable, "-m", "pytest", "smoke_tests", "-q", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **variables, "NOTHING_SKIPPED": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{task.output[-4000:]}"
+
+
+def command_lines() -> str:
+    """Those of every process of this machine, the containers' included."""
+    return "\n".join(
+        path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists()
+    )
+
+
+def test_it_can_do_next_to_nothing(run: Run) -> None:
+    look = run({}, "-c", LOOK, arguments=("--entrypoint=/opt/venv/bin/python",))
+    assert look.ends() == 0, look.output
+    assert json.loads(look.output) == {
+        "uid": UID,
+        "gid": UID,
+        "groups": [UID],
+        "capabilities": [0, 0, 0, 0, 0],
+        "no_new_privileges": 1,
+        "writable": ["/dev/shm", "/tmp"],
+        "directory": "/tmp",
+    }
+
+
+def test_its_memory_is_the_task_s(run: Run, settings: Settings) -> None:
+    """What takes more is killed: as on Fargate, and not at some other place."""
+    mebibytes = settings.environments.dev.memory
+    for share, status in ((0.5, 0), (1.5, 137)):
+        program = f"x = bytearray({int(mebibytes * share)} * 2**20); x[::4096] = b'x' * len(x[::4096])"
+        task = run({}, "-c", program, arguments=("--entrypoint=/opt/venv/bin/python",))
+        assert task.ends() == status, task.output
+
+
+def test_it_migrates_and_serves_postgresql(run: Run, postgres: Postgres) -> None:
+    variables = postgres.variables(postgres.create("container"))
+    migrated = run({**variables, "MIGRATE_WITHOUT_SNAPSHOT": "true"}, "migrate")
+    assert migrated.ends(300) == 0, migrated.output
+    server = run(variables).wait_healthy()
+    assert PASSWORD not in command_lines()
+    smoke(server, demo=True)
+    server.process.terminate()
+    assert server.ends() == 0, server.output
+    assert PASSWORD not in migrated.output + server.output
+
+
+@pytest.mark.mariadb
+@pytest.mark.skipif(not PROGRAM, reason="mariadbd is not installed: apt-get install mariadb-server-core")
+def test_it_migrates_and_serves_mariadb(run: Run) -> None:
+    mariadb = MariaDB()
+    try:
+        variables = mariadb.variables(mariadb.create("container"))
+        migrated = run({**variables, "MIGRATE_WITHOUT_SNAPSHOT": "true"}, "migrate")
+        assert migrated.ends(300) == 0, migrated.output
+        smoke(run(variables).wait_healthy(), demo=False)
+    finally:
+        mariadb.stop()
