@@ -15,7 +15,7 @@ QUICK ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb browser bench image containers rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb browser bench image containers audit rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -97,6 +97,9 @@ bench: venv ## Measure this image against stock MLflow, and write docs/performan
 
 image: venv ## Build the server's image with Docker, Podman or Buildah, whichever is there
 	@$(BIN)/python -m operations.image
+
+audit: venv ## The image's locked packages against published advisories; mlflow_image/accepted.toml says what may stay
+	@$(BIN)/python -m operations.audit
 
 containers: venv ## Build the image and run it hardened, on PostgreSQL and MariaDB, with the smoke tests
 	@$(BIN)/python -m pytest tests/rehearsal -m container

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from operations.containers import BuildFailed, Engine, NoEngine, find_engine
+from stages.settings import SettingsError, load_settings
 
 CONTEXT = Path(__file__).resolve().parents[1] / "mlflow_image"
 TAG = "mlflow-platform:latest"
@@ -44,20 +45,23 @@ def build(engine: Engine, tag: str = TAG, context: Path = CONTEXT, *, quiet: boo
 
     Raises:
         BuildFailed: the engine said no.
+        SettingsError: platform.toml cannot be used.
     """
     commit = last_commit(context)
-    engine.build(context, tag=tag, arguments={"REVISION": commit.revision}, epoch=commit.epoch, quiet=quiet)
+    base = load_settings().image.base
+    arguments = {"REVISION": commit.revision, **({"PYTHON_IMAGE": base} if base else {})}
+    engine.build(context, tag=tag, arguments=arguments, epoch=commit.epoch, quiet=quiet)
 
 
 def main() -> int:
-    """The exit status: 0 built; 1 the build failed; 2 there is no engine."""
+    """The exit status: 0 built; 1 the build failed; 2 it could not be begun."""
     try:
         engine = find_engine()
         print(f"Building {TAG} with {engine.program}", flush=True)
         build(engine)
-    except (NoEngine, BuildFailed) as problem:
+    except (BuildFailed, NoEngine, SettingsError) as problem:
         print(problem, file=sys.stderr)
-        return 2 if isinstance(problem, NoEngine) else 1
+        return 1 if isinstance(problem, BuildFailed) else 2
     print(f"Built {TAG}")
     return 0
 

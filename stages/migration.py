@@ -137,6 +137,7 @@ class MigrationStack(Stack):
             memory=MEMORY,
             role=self._role,
             data=self._data,
+            image=settings.image,
             command=MIGRATE,
             environment=variables,
             # Time to roll back the migration that runs; what a database does not roll back, the next run completes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from constructs import Construct
 
 from stages.data import DATABASE_NAME, DataStack
 from stages.findings import acknowledge
+from stages.settings.image import Image
 
 IMAGE_DIRECTORY = Path(__file__).resolve().parent.parent / "mlflow_image"
 
@@ -32,6 +34,7 @@ class MlflowTask(Construct):
         memory: int,
         role: iam.Role,
         data: DataStack,
+        image: Image,
         command: str,
         environment: Mapping[str, str],
         stop_timeout: Duration,
@@ -47,14 +50,6 @@ class MlflowTask(Construct):
         # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
         # other stack's key, and each stack would wait for the other.
         secret = secretsmanager.Secret.from_secret_complete_arn(self, "DatabaseSecret", data.secret_arn)
-        # The same directory everywhere is the same asset: the image is built and published once.
-        image = ecr_assets.DockerImageAsset(
-            self,
-            "Image",
-            display_name="MLflow server",
-            directory=str(IMAGE_DIRECTORY),
-            platform=ecr_assets.Platform.LINUX_AMD64,
-        )
         self.log_group = logs.LogGroup(
             self,
             "Logs",
@@ -64,7 +59,7 @@ class MlflowTask(Construct):
         )
         container = self.definition.add_container(
             "mlflow",
-            image=ecs.ContainerImage.from_docker_image_asset(image),
+            image=ecs.ContainerImage.from_docker_image_asset(_server_image(self, image)),
             command=[command],
             port_mappings=[ecs.PortMapping(container_port=port) for port in ports],
             environment={
@@ -102,3 +97,21 @@ class MlflowTask(Construct):
             "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
             "IAM5[Resource::*]",
         )
+
+
+def _server_image(scope: Construct, image: Image) -> ecr_assets.DockerImageAsset:
+    """The server's image. The same directory and base everywhere are the same asset: it is built and published once."""
+    base = {"PYTHON_IMAGE": image.base} if image.base else {}
+    # CodeBuild says which commit it builds. The label is that of the commit that first built this content: were it part
+    # of the asset's name, every commit would be another image, and roll the service out anew.
+    revision = os.environ.get("CODEBUILD_RESOLVED_SOURCE_VERSION", "")
+    return ecr_assets.DockerImageAsset(
+        scope,
+        "Image",
+        display_name="MLflow server",
+        directory=str(IMAGE_DIRECTORY),
+        platform=ecr_assets.Platform.LINUX_AMD64,
+        build_args={**base, "REVISION": revision},
+        extra_hash=image.base,
+        invalidation=ecr_assets.DockerImageAssetInvalidationOptions(build_args=False),
+    )

@@ -52,6 +52,7 @@ class PlatformStage(Stage):
             vpc=network.vpc,
             data=data,
             sign_in=sign_in,
+            image=settings.image,
         )
         tracking.add_stack_dependency(self.migration)
         GatesStack(

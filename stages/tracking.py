@@ -20,6 +20,7 @@ from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
 from stages.scaling import scale
 from stages.settings import Environment
+from stages.settings.image import Image
 from stages.settings.sign_in import EVERYBODY
 
 PORT = 5000
@@ -50,11 +51,13 @@ class TrackingStack(Stack):
         vpc: ec2.IVpc,
         data: DataStack,
         sign_in: SignIn | None,
+        image: Image,
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
         self._prefix = prefix
         self._settings = settings
+        self._image = image
         self._vpc = vpc
         self._data = data
         self._sign_in = sign_in
@@ -117,6 +120,7 @@ class TrackingStack(Stack):
             memory=settings.memory,
             role=role,
             data=self._data,
+            image=self._image,
             command="serve",
             ports=[PORT],
             environment={

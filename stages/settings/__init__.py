@@ -17,6 +17,7 @@ from pydantic import StringConstraints, ValidationError, model_validator
 from stages.settings.compute import Compute
 from stages.settings.database import Database
 from stages.settings.fields import Account, Name, Region, Table, matching
+from stages.settings.image import Image
 from stages.settings.load import Load
 from stages.settings.network import Network
 from stages.settings.sentences import sentence
@@ -100,6 +101,7 @@ class Settings(Table):
         ]
         | None
     ) = None
+    image: Image = Image()
     environments: Environments
 
     @model_validator(mode="after")

@@ -122,10 +122,23 @@ def test_a_database_is_restored_in_one_environment(tmp_path: Path, snapshot: str
     assert settings.environments.staging.database.restore_from is None
 
 
+def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
+    base = f"public.ecr.aws/docker/library/python:3.12-slim-bookworm@sha256:{'0123456789abcdef' * 4}"
+    settings = load(tmp_path, "[tooling]", f'[image]\nbase = "{base}"\n[tooling]')
+    assert settings.image.base == base
+    assert load(tmp_path).image.base is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         # keys
+        (
+            "[tooling]",
+            '[image]\nbase = "python:3.12-slim"\n[tooling]',
+            'image.base = "python:3.12-slim": write registry/name:tag@sha256:DIGEST; `docker buildx imagetools inspect'
+            " registry/name:tag` shows the digest",
+        ),
         ("nat_gateways = 1", "nat_gateway = 1", "environments.dev.nat_gateways: is missing; add it"),
         (
             "nat_gateways = 1",
