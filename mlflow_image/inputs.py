@@ -9,6 +9,7 @@ as they do on a 500.
 """
 
 import errno
+import functools
 import logging
 from typing import Any
 
@@ -158,6 +159,7 @@ def _tell_what_is_missing() -> None:
 
     download = S3ArtifactRepository._download_file
 
+    @functools.wraps(download)
     def told(repository: Any, *arguments: Any, **named: Any) -> Any:
         try:
             return download(repository, *arguments, **named)

@@ -4,6 +4,7 @@ MLflow reads every body whole, however long, and JSON takes about ten times its 
 have the task killed. An artifact is the exception. It goes through a file and is as large as a model.
 """
 
+import functools
 import zlib
 from typing import Any
 
@@ -93,6 +94,7 @@ def _download_one_file() -> None:
 
     download = S3ArtifactRepository.download_artifacts
 
+    @functools.wraps(download)
     def download_file(repository: Any, artifact_path: Any, *arguments: Any, **named: Any) -> Any:
         if not str(artifact_path or "").strip("/."):
             raise MlflowException.invalid_parameter_value("Name one file: a folder is not sent.")

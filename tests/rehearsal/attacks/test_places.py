@@ -206,6 +206,11 @@ def test_a_folder_is_not_fetched_to_the_disk(attacked: Attacked, run: str) -> No
     assert attacked.request("GET", f"/get-artifact?run_id={run}&path=")[0] == 400
 
 
+def test_what_blocks_attacks_turns_no_faster_way_off(attacked: Attacked) -> None:
+    """`speed.py` leaves alone what it does not recognise."""
+    assert "stays off" not in attacked.task.output
+
+
 def _keys(attacked: Attacked) -> set[str]:
     listed = attacked.objects.list_objects_v2(Bucket=BUCKET)
     return {item["Key"] for item in listed.get("Contents", [])}
