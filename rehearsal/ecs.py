@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 from rehearsal.alarms import Alarms
 from rehearsal.ports import PortBlock
+from rehearsal.process_container import limit_memory
 from rehearsal.processes import ProcessRegistry, session_memory
 from rehearsal.properties import Properties, RefusedError, parse
 from rehearsal.target_group import TargetGroup
-from rehearsal.task import RehearsedService, Task, TaskDefinition, now
+from rehearsal.task import RehearsedService, Task, now
+from rehearsal.task_definition import TaskDefinition
 
 log = logging.getLogger(__name__)
 
@@ -639,10 +641,9 @@ class Cluster:
         while True:
             await asyncio.sleep(MEMORY_CHECK_SECONDS)
             tasks = self._tasks()
-            leaders = {
-                c.process.pid for t in tasks for c in t.containers if c.process and c.exit_code is None
-            }
+            leaders = {c.pid for task in tasks for c in task.containers if c.pid is not None}
             if leaders:
                 used = await asyncio.to_thread(session_memory, leaders)
                 for task in tasks:
-                    await asyncio.to_thread(task.limit_memory, used)
+                    limit = task.definition.properties.memory
+                    await asyncio.to_thread(limit_memory, task.containers, limit, used)

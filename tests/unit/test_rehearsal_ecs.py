@@ -8,7 +8,7 @@ import pytest
 
 from rehearsal.ecs import CircuitBreaker, ServiceProperties
 from rehearsal.properties import RefusedError, parse
-from rehearsal.task import TaskDefinition
+from rehearsal.task_definition import TaskDefinition
 
 IMAGE = {"containers": {"server": {"command": ["/bin/true"], "directory": "/"}}}
 
