@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APPROVE ?=
+CONTAINERS ?=
 ENV ?=
 TO ?=
 YES ?=
@@ -104,8 +105,8 @@ audit: venv ## The image's locked packages against published advisories; mlflow_
 containers: venv ## Build the image and run it hardened, on PostgreSQL and MariaDB, with the smoke tests
 	@$(BIN)/python -m pytest tests/rehearsal -m container
 
-rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no]
-	@$(BIN)/python -m rehearsal run $(if $(APPROVE),--approve $(APPROVE))
+rehearse: venv node ## Take the checked-out commit through the whole pipeline on this machine [APPROVE=yes|no] [CONTAINERS=yes|no]
+	@$(BIN)/python -m rehearsal run $(if $(APPROVE),--approve $(APPROVE)) $(if $(CONTAINERS),--containers $(CONTAINERS))
 
 down: venv ## Stop everything that a rehearsal left running
 	@$(BIN)/python -m rehearsal down

@@ -23,6 +23,11 @@ def main() -> int:
         choices=["yes", "no"],
         help="answer the approval before prod beforehand; without it the terminal is asked",
     )
+    run.add_argument(
+        "--containers",
+        choices=["yes", "no"],
+        help="whether tasks are containers; without it they are where a container engine can run them",
+    )
     commands.add_parser("down", help="stop everything that a rehearsal left running")
     operate = commands.add_parser("operate", help="run `python -m operations` against the rehearsed accounts")
     operate.add_argument("--approve", choices=["yes", "no"], help="as for run")
@@ -30,7 +35,8 @@ def main() -> int:
     options = parser.parse_args()
     approve = {"yes": True, "no": False, None: None}[getattr(options, "approve", None)]
     interruptible()
-    rehearsal = Rehearsal(Path.cwd(), approve)
+    containers = {"yes": True, "no": False, None: None}[getattr(options, "containers", None)]
+    rehearsal = Rehearsal(Path.cwd(), approve, containers)
     try:
         if options.command == "operate":
             return rehearsal.operate([word for word in options.arguments if word != "--"])

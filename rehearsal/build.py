@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from rehearsal.engine import CLIENT_VARIABLES
 from rehearsal.processes import ProcessRegistry, kill_session, session_members
 
 PHASES = ("install", "pre_build", "build", "post_build")
@@ -27,10 +28,13 @@ STOP_SECONDS = 5.0
 KEPT_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "TERM", "TZ", "USER",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", *CLIENT_VARIABLES,
 )  # fmt: skip
 KEPT_PREFIXES = ("PIP_", "UV_", "npm_config_", "NPM_CONFIG_", "JSII_")
-"""Variables of the user that a build sees: how packages are fetched, and nothing else (no AWS, no secrets)."""
+"""Variables of the user that a build sees: how packages are fetched, where the container engine is, and nothing else.
+
+No AWS, no secrets.
+"""
 
 
 _PHASE: Mapping[str, Any] = {"commands": None, "runtime-versions": None, "on-failure": None}
@@ -276,9 +280,10 @@ def _matching(source: Path, base: str, patterns: list[str] | str) -> Iterator[Pa
 def _docker(tools: Path) -> None:
     program = tools / "docker"
     root = Path(__file__).resolve().parent.parent
-    program.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{root}" exec "{sys.executable}" -m rehearsal.images "$@"\n', encoding="utf-8"
-    )
+    # Without this very folder: who asks for docker from here means the machine's own.
+    path = shlex.quote(f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = f"PATH={path} PYTHONPATH={shlex.quote(str(root))} exec {shlex.quote(sys.executable)}"
+    program.write_text(f'#!/bin/sh\n{command} -m rehearsal.images "$@"\n', encoding="utf-8")
     program.chmod(0o755)
 
 

@@ -1,6 +1,6 @@
 """One container of a rehearsed task: what is the same whether an engine runs it or it is a process.
 
-`process_container.py` runs the image's command as a process of this machine.
+`engine_container.py` has Docker or Podman run it, `process_container.py` runs the image's command as a process.
 """
 
 from __future__ import annotations

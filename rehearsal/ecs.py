@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from rehearsal.alarms import Alarms
 from rehearsal.ports import PortBlock
-from rehearsal.process_container import limit_memory
+from rehearsal.process_container import ProcessContainer, limit_memory
 from rehearsal.processes import ProcessRegistry, session_memory
 from rehearsal.properties import Properties, RefusedError, parse
 from rehearsal.target_group import TargetGroup
@@ -641,9 +641,13 @@ class Cluster:
         while True:
             await asyncio.sleep(MEMORY_CHECK_SECONDS)
             tasks = self._tasks()
-            leaders = {c.pid for task in tasks for c in task.containers if c.pid is not None}
+            # An engine holds its containers to their memory itself.
+            limited = {
+                task: [c for c in task.containers if isinstance(c, ProcessContainer)] for task in tasks
+            }
+            leaders = {c.pid for containers in limited.values() for c in containers if c.pid is not None}
             if leaders:
                 used = await asyncio.to_thread(session_memory, leaders)
-                for task in tasks:
+                for task, containers in limited.items():
                     limit = task.definition.properties.memory
-                    await asyncio.to_thread(limit_memory, task.containers, limit, used)
+                    await asyncio.to_thread(limit_memory, containers, limit, used)

@@ -28,8 +28,10 @@ from typing import Any
 from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 
+from operations.containers import Engine
 from rehearsal.alarms import Alarms
 from rehearsal.ecs import Cluster
+from rehearsal.engine import client_environment, remove_labelled
 from rehearsal.load_balancer import ElasticLoadBalancing
 from rehearsal.ports import LOOPBACK, PortBlock, PortError
 from rehearsal.processes import ProcessRegistry
@@ -134,7 +136,10 @@ def start_host(state_dir: Path, log_file: Path) -> HostClient:
     environment = {
         name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ
     }
-    environment |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    environment |= client_environment() | {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
     with log_file.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -173,6 +178,8 @@ class Host:
         """Serve until told to stop."""
         remembered = self._remembered()
         await asyncio.to_thread(self.registry.stop_all, LEFTOVER_GRACE, spare=os.getpid())
+        for program in _engines(remembered):
+            await asyncio.to_thread(remove_labelled, Engine(program), self.state_dir)
         shutil.rmtree(self.state_dir / "tasks", ignore_errors=True)
         block = PortBlock(str(self.state_dir), remembered.get("block"))
         self._ports: dict[str, int] = remembered.get("ports", {})
@@ -343,6 +350,13 @@ class Host:
         draft.touch(0o600, exist_ok=False)
         draft.write_text(json.dumps(content))
         draft.replace(self.state_dir / name)
+
+
+def _engines(remembered: Mapping[str, Any]) -> set[str]:
+    """The container engines that the task definitions of an earlier host name."""
+    definitions = remembered.get("resources", {}).get("task-definition", {}).values()
+    images = [image for d in definitions for image in d["Rehearsal"]["containers"].values()]
+    return {image["engine"] for image in images if image.get("engine")}
 
 
 def _kind(name: str) -> str:

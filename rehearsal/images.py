@@ -1,11 +1,12 @@
-"""Container images without a container engine: what stands in for `docker` in a rehearsed build.
+"""Container images: what stands in for `docker` in a rehearsed build.
 
-`cdk-assets` calls a program named docker: login, inspect, build, tag, push. Here `build` reads the last stage of the
-real Dockerfile and makes a folder with what a container would find: the virtual environment from the image's locked
-requirements, with hashes checked, and the files that COPY names. `push` remembers the image under its repository's
-name. A task is then a process with the image's own entrypoint, environment and working directory.
+`cdk-assets` calls a program named docker: login, inspect, build, tag, push. Where the rehearsal has a container engine,
+`build` is that engine's, of the real Dockerfile, for this machine's own kind of processor. Without one, it reads the
+Dockerfile's last stage and makes a folder with what a container would find: the virtual environment from the image's
+locked requirements, with hashes checked, and the files that COPY names. A task is then a process with the image's own
+entrypoint, environment and working directory. `push` remembers the image under its repository's name.
 
-What is not done: RUN instructions of the last stage, its base image, its user.
+What is not done without an engine: RUN instructions of the last stage, its base image, its user.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from operations.containers import BuildFailed, Engine
+from rehearsal.engine import chosen
 
 VIRTUAL_ENVIRONMENT = "/opt/venv"
 REQUIREMENTS = "requirements.lock"
@@ -29,14 +34,15 @@ WITHOUT_EFFECT = ("ARG", "EXPOSE", "HEALTHCHECK", "LABEL", "RUN", "STOPSIGNAL", 
 
 @dataclass(frozen=True)
 class Image:
-    """An image as it can be run here; paths are inside the image's own root folder."""
+    """An image as it can be run here: one that an engine keeps under its digest, or a folder, to which its paths belong."""
 
     digest: str
-    root: str
-    entrypoint: list[str]
-    command: list[str]
-    environment: dict[str, str]
-    directory: str
+    root: str = ""
+    entrypoint: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    directory: str = "/"
+    engine: str = ""
 
 
 class ImageStore:
@@ -69,6 +75,23 @@ class ImageStore:
             (root / "image.json").write_text(json.dumps(asdict(image), indent=1), encoding="utf-8")
         self.tag(digest, tag)
         return self.find(tag)
+
+    def build_with(self, engine: Engine, context: Path, tag: str, arguments: Mapping[str, str]) -> Image:
+        """Have an engine build the Dockerfile of `context`. The same content gives the same digest.
+
+        Raises:
+            BuildFailed: the engine said no.
+        """
+        engine.build(context, tag=tag, arguments=arguments, epoch=0)
+        asked = [engine.program, "image", "inspect", "--format", "{{.Id}}", tag]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        digest = f"sha256:{said.removeprefix('sha256:')}"
+        root = self._directory / digest.removeprefix("sha256:")[:16]
+        root.mkdir(parents=True, exist_ok=True)
+        image = Image(digest, engine=engine.program)
+        (root / "image.json").write_text(json.dumps(asdict(image), indent=1), encoding="utf-8")
+        self.tag(digest, tag)
+        return image
 
     def tag(self, digest: str, name: str) -> None:
         """Give the image of that digest a name, or another one."""
@@ -259,8 +282,12 @@ def main(arguments: list[str]) -> int:
                 return _fail(str(missing))
         case ["build", *options, directory]:
             try:
-                image = store.build(Path(directory), _option(options, "--tag"))
-            except ValueError as refused:
+                tag, engine = _option(options, "--tag"), chosen(state)
+                if engine:
+                    image = store.build_with(engine, Path(directory), tag, _build_arguments(options))
+                else:
+                    image = store.build(Path(directory), tag)
+            except (ValueError, BuildFailed) as refused:
                 return _fail(str(refused))
             print(f"built {image.digest}")
         case ["tag", source, target]:
@@ -274,6 +301,11 @@ def main(arguments: list[str]) -> int:
                 f"docker {' '.join(arguments)} is not rehearsed: teach rehearsal/images.py what it does"
             )
     return 0
+
+
+def _build_arguments(options: list[str]) -> dict[str, str]:
+    given = [options[at + 1] for at, word in enumerate(options) if word == "--build-arg"]
+    return dict(word.split("=", 1) for word in given)
 
 
 def _option(options: list[str], name: str) -> str:

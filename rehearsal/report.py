@@ -22,10 +22,16 @@ NOT_PROVEN = (
     "AWS's quotas, prices and timing; multi-zone failover; autoscaling",
     "CloudWatch's own delay, and the minutes for which ECS goes on watching the alarms of a deployment whose tasks all"
     f" serve: here that is {BAKE_SECONDS:g} s",
-    "the container's own limits (read-only root, user, CPU share): tasks are processes of the image's entrypoint",
     "RDS itself: the database is PostgreSQL 18 from a wheel, without TLS, standby, backups or encryption at rest",
 )
 """What a green rehearsal does not prove."""
+
+NOT_PROVEN_OF_TASKS = {
+    "processes": "the container's own limits (read-only root, user, CPU share): tasks are processes of the image's"
+    " entrypoint",
+    "containers": "a task's own network interface and its CPU share: its container shares this machine's",
+}
+"""What it does not prove besides, by what tasks are."""
 
 
 class Report:
@@ -40,13 +46,14 @@ class Report:
         self.notes: list[str] = []
 
     def write(
-        self, *, image: str | None, environments: dict[str, Any], declared: dict[str, int]
+        self, *, image: str | None, tasks: str, environments: dict[str, Any], declared: dict[str, int]
     ) -> dict[str, Any]:
-        """Write both files and return what report.json holds."""
+        """Write both files and return what report.json holds. `tasks` are containers or processes."""
         stages = self.executions[-1].stages if self.executions else []
         content = {
             "commit": self._commit,
             "image": image,
+            "tasks": tasks,
             "status": "succeeded" if stages and all(s.status == "succeeded" for s in stages) else "failed",
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self._started).total_seconds(), 1),
@@ -55,7 +62,7 @@ class Report:
             "rollback": asdict(self.rollback.record) if self.rollback else None,
             "environments": environments,
             "declared_not_rehearsed": declared,
-            "not_proven": list(NOT_PROVEN),
+            "not_proven": [*NOT_PROVEN, NOT_PROVEN_OF_TASKS[tasks]],
             "notes": self.notes,
         }
         draft = self._state / "report.json.draft"

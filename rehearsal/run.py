@@ -20,9 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from operations.containers import Engine, NoEngine
 from rehearsal.accounts import Accounts, account_directory
 from rehearsal.build import Builder
 from rehearsal.cloudformation import CloudFormation, Interrupted, Stack
+from rehearsal.engine import choose, chosen, remove_labelled, usable_engine
 from rehearsal.executions import AUTOMATED_ROLLBACK, PUSH, START, Executions, Record
 from rehearsal.host import HostClient, HostError
 from rehearsal.images import ImageStore
@@ -34,6 +36,7 @@ from rehearsal.resources import providers
 from rehearsal.resources.declared import Declared
 
 STOP_SECONDS = 20.0
+DOCKERFILE = Path("mlflow_image", "Dockerfile")
 KEPT_ON_DOWN = ("images", "report.html", "report.json", "executions")
 
 
@@ -44,8 +47,10 @@ class CannotRehearse(Exception):
 class Rehearsal:
     """One repository's rehearsal and its state folder."""
 
-    def __init__(self, repository: Path, approve: bool | None) -> None:
+    def __init__(self, repository: Path, approve: bool | None, containers: bool | None = False) -> None:
+        """`approve` answers the approval; None asks. `containers`: whether tasks are; None: where an engine can run them."""
         self._repository = repository
+        self._containers = containers
         self._state = repository / ".rehearsal"
         self._approve = approve
         self._processes = ProcessRegistry(self._state / "processes")
@@ -68,7 +73,7 @@ class Rehearsal:
                     " to rehearse them."
                 )
                 self._say(report.notes[-1])
-            self._set_up(commit)
+            report.notes.append(self._set_up(commit))
             self._executions.give_up_unfinished()
             record = self._begin(commit, PUSH, getpass.getuser())
             return self._execute(record, report, self._say, head=commit)
@@ -275,15 +280,18 @@ class Rehearsal:
             changed=lambda: self._write(report),
         )
 
-    def _set_up(self, commit: str) -> None:
+    def _set_up(self, commit: str) -> str:
+        """Make the accounts, unless they run from before. Returns what their tasks are, in a sentence."""
         if self._accounts.running() and (self._state / "pipeline.json").exists():
             dead = [name for name in self._expected() if name not in {p.name for p in self._alive()}]
             if not dead:
-                return
+                return self._keep_tasks()
             self._say(f"{', '.join(dead)} is no longer running: the rehearsed accounts are made anew.")
         elif (self._state / "pipeline.json").exists():
             self._say("The rehearsed accounts' server is no longer running: they are made anew.")
+        engine, sentence = self._choose_tasks()
         self._forget()
+        choose(self._state, engine)
         self._say("Starting the rehearsed accounts")
         self._accounts.start(self._processes)
         self._say("Synthesizing the pipeline for its first deployment")
@@ -297,6 +305,34 @@ class Rehearsal:
             json.dumps({"account": stack.account, "region": stack.region, "stack": stack.name}),
             encoding="utf-8",
         )
+        return sentence
+
+    def _choose_tasks(self) -> tuple[Engine | None, str]:
+        """The engine for containers, or None for processes, and the sentence about it."""
+        engine, why = None, "as CONTAINERS=no asks"
+        if self._containers is not False:
+            try:
+                engine = usable_engine(self._repository / DOCKERFILE)
+            except NoEngine as none:
+                if self._containers:
+                    raise CannotRehearse(
+                        f"CONTAINERS=yes cannot be: {none} Without CONTAINERS=yes, tasks are processes."
+                    ) from None
+                why = f"not containers: {none}"
+        sentence = _what_tasks_are(engine) if engine else f"Tasks are processes, {why}"
+        self._say(sentence)
+        return engine, sentence
+
+    def _keep_tasks(self) -> str:
+        """What the tasks of the environments that run from before are; they stay that."""
+        engine = chosen(self._state)
+        sentence = f"{_what_tasks_are(engine)} They are what they were before; `make down` lets them become another kind."
+        if self._containers is not None and self._containers != bool(engine):
+            raise CannotRehearse(
+                f"CONTAINERS={'yes' if self._containers else 'no'} comes too late: {sentence[0].lower()}{sentence[1:]}"
+            )
+        self._say(sentence)
+        return sentence
 
     def _synthesize(self, source: Path) -> Path:
         assembly = self._state / "first-synth"
@@ -370,6 +406,7 @@ class Rehearsal:
         images = [environment["image"] for environment in environments.values() if environment["image"]]
         return report.write(
             image=images[0] if images else None,
+            tasks="containers" if chosen(self._state) else "processes",
             environments=environments,
             declared=declared_types(self.cloudformation.stacks()),
         )
@@ -442,15 +479,29 @@ class Rehearsal:
                 HostClient(directory).stop()
         for registry in self._registries():
             registry.stop_all(STOP_SECONDS)
+        self._remove_containers()
         for kept in ("databases", "snapshots"):
             for server in self._state.glob(f"accounts/*/{kept}/*"):
                 Postgres(server, self._processes).remove()
         return count
 
+    def _remove_containers(self) -> None:
+        """Those that no host has removed, because it was killed."""
+        engine = chosen(self._state)
+        if engine is None:
+            return
+        for host in self._state.glob("accounts/*/host"):
+            try:
+                remove_labelled(engine, host)
+            except RuntimeError as left:
+                raise CannotRehearse(
+                    f"{left}; once {engine.program} answers, run `make down` again"
+                ) from None
+
     def _forget(self) -> None:
         self._stop_everything()
         self._executions.forget()
-        for name in ("accounts", "accounts.json", "pipeline.json", "logs"):
+        for name in ("accounts", "accounts.json", "engine.json", "pipeline.json", "logs"):
             path = self._state / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (self._state / "images" / "tags.json").unlink(missing_ok=True)
@@ -488,6 +539,10 @@ class Rehearsal:
     def _say(self, line: str) -> None:
         with self._printing:
             print(line, flush=True)
+
+
+def _what_tasks_are(engine: Engine | None) -> str:
+    return f"Tasks are containers, run by {engine.program}." if engine else "Tasks are processes."
 
 
 def _stacks(assembly: Path) -> Iterator[Stack]:

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
+from operations.containers import Engine
 from rehearsal.container import Container
+from rehearsal.engine_container import EngineContainer
 from rehearsal.ports import LOOPBACK, PortError
 from rehearsal.process_container import ProcessContainer
 from rehearsal.properties import Properties, RefusedError
 from rehearsal.target_group import Target, TargetGroup
+from rehearsal.task_definition import ContainerDefinition, RehearsedContainer
 from rehearsal.task_roles import AccountCredentials, CannotStartError, Roles
 
 if TYPE_CHECKING:
@@ -85,13 +88,8 @@ class Task:
         self._running_since = 0.0
         images = self.definition.properties.rehearsal.containers
         logs = service.properties.rehearsal.log_dir / service.name
-        self.containers: list[Container] = [
-            ProcessContainer(
-                container,
-                images[container.name],
-                logs / f"{self.id}.{container.name}.log",
-                service.cluster.registry,
-            )
+        self.containers = [
+            self._container(container, images[container.name], logs / f"{self.id}.{container.name}.log")
             for container in self.definition.properties.container_definitions
         ]
 
@@ -213,6 +211,23 @@ class Task:
             "images": {c.definition.name: c.definition.image for c in self.containers},
             "logs": {c.definition.name: str(c.log_file) for c in self.containers},
         }
+
+    def _container(
+        self, definition: ContainerDefinition, image: RehearsedContainer, log_file: Path
+    ) -> Container:
+        cluster = self.service.cluster
+        memory = self.definition.memory_of(definition)
+        if image.engine and memory is not None:
+            return EngineContainer(
+                definition,
+                Engine(image.engine),
+                image.image,
+                memory,
+                log_file,
+                cluster.registry,
+                cluster.directory.parent,
+            )
+        return ProcessContainer(definition, image, log_file, cluster.registry)
 
     async def _provision(self) -> dict[str, dict[str, str]]:
         """Ports and secrets: everything before the first container. Returns the variables of each, by its name."""

@@ -30,6 +30,14 @@ class PortMapping(Properties):
     container_port: int
 
 
+class MountPoint(Properties):
+    """Where a volume of the task is mounted."""
+
+    source_volume: str
+    container_path: str
+    read_only: bool = False
+
+
 class HealthCheck(Properties):
     """A command that tells whether a container works. Defaults are ECS's; times in seconds."""
 
@@ -53,16 +61,21 @@ class ContainerDefinition(Properties):
     port_mappings: tuple[PortMapping, ...] = ()
     health_check: HealthCheck | None = None
     memory: int | None = None
+    mount_points: tuple[MountPoint, ...] = ()
+    readonly_root_filesystem: bool = False
+    user: str = ""
     stop_timeout: float = 30  # seconds from SIGTERM to SIGKILL; 30 is the default on Fargate
 
 
 class RehearsedContainer(Properties):
-    """How a container's image runs as a process: the image's ENTRYPOINT, CMD, ENV and WORKDIR."""
+    """How a container's image runs: `image` on a container engine, or as a process, by ENTRYPOINT, CMD, ENV and WORKDIR."""
 
+    engine: str = Field(alias="engine", default="")
+    image: str = Field(alias="digest", default="")
     entrypoint: list[str] = Field(alias="entrypoint", default_factory=list)
     command: list[str] = Field(alias="command", default_factory=list)
     environment: dict[str, str] = Field(alias="environment", default_factory=dict)
-    directory: str = Field(alias="directory")
+    directory: str = Field(alias="directory", default="/")
 
 
 class RehearsedImages(Properties):
@@ -103,7 +116,9 @@ class TaskDefinition:
             raise RefusedError(
                 f"{arn}: containers have secrets, but there is no ExecutionRoleArn to fetch them with"
             )
-        self.not_enforced = _not_enforced(properties)
+        if any(image.engine for image in images.values()):
+            self._check_for_engine()
+        self.not_enforced = _not_enforced(properties, images)
 
     def overridden(self, overrides: Mapping[str, Any]) -> TaskDefinition:
         """This revision with what a RunTask call overrides, in that call's own words: command and environment."""
@@ -122,17 +137,35 @@ class TaskDefinition:
             raise RefusedError(f"RunTask: {self.name} has no container {', '.join(by_name)}")
         return TaskDefinition(self.arn, {**self._raw, "ContainerDefinitions": containers})
 
+    def memory_of(self, container: ContainerDefinition) -> int | None:
+        """MiB that a container may take: its own limit, or the task's."""
+        limits = [limit for limit in (container.memory, self.properties.memory) if limit is not None]
+        return min(limits, default=None)
+
+    def _check_for_engine(self) -> None:
+        containers = self.properties.container_definitions
+        if shared := _shared_volumes(containers):
+            raise RefusedError(
+                f"{self.arn}: volume {', '.join(sorted(shared))} is mounted twice, which is not rehearsed with"
+                " containers; mount it once, or rehearse with CONTAINERS=no"
+            )
+        for container in containers:
+            if self.memory_of(container) is None:
+                raise RefusedError(
+                    f"{self.arn}: container {container.name} has no limit; set the task's Memory"
+                )
+
     @property
     def name(self) -> str:
         """The part of the ARN that events mention, `family:revision`."""
         return self.arn.rpartition("/")[2]
 
 
-def _not_enforced(properties: Mapping[str, Any]) -> list[str]:
-    """The declared properties that a plain process cannot be held to."""
-    whole = ("Cpu", "NetworkMode", "RuntimePlatform", "Volumes", "EphemeralStorage")
-    found = [name for name in whole if properties.get(name)]
-    per_container = (
+def _not_enforced(properties: Mapping[str, Any], images: Mapping[str, RehearsedContainer]) -> list[str]:
+    """The declared properties that nothing here is held to: a process to hardly any, a container to most."""
+    in_engine = all(image.engine for image in images.values())
+    whole = {"Cpu", "NetworkMode", "RuntimePlatform", "Volumes", "EphemeralStorage"}
+    per_container = {
         "ReadonlyRootFilesystem",
         "User",
         "Cpu",
@@ -140,7 +173,18 @@ def _not_enforced(properties: Mapping[str, Any]) -> list[str]:
         "LinuxParameters",
         "MountPoints",
         "Ulimits",
-    )
+    }
+    if in_engine:
+        whole -= {"Volumes"}
+        per_container -= {"ReadonlyRootFilesystem", "User", "MountPoints"}
+    found = [name for name in properties if name in whole and properties[name]]
     for container in properties["ContainerDefinitions"]:
-        found += [f"{container['Name']}.{name}" for name in per_container if container.get(name)]
-    return found
+        found += [
+            f"{container['Name']}.{name}" for name in container if name in per_container and container[name]
+        ]
+    return sorted(found, key=lambda name: ("." in name, name))
+
+
+def _shared_volumes(containers: list[ContainerDefinition]) -> set[str]:
+    mounted = [mount.source_volume for container in containers for mount in container.mount_points]
+    return {name for name in mounted if mounted.count(name) > 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,7 @@ class TaskDefinition:
                 image = store.find(container["Image"])
             except KeyError as missing:
                 raise ResourceFailed(f"CannotPullContainerError: {missing.args[0]}") from None
-            containers[container["Name"]] = {
-                "entrypoint": image.entrypoint,
-                "command": image.command,
-                "environment": image.environment,
-                "directory": image.directory,
-            }
+            containers[container["Name"]] = asdict(image)
         return containers
 
 

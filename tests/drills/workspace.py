@@ -235,7 +235,7 @@ class Running:
         (workspace.state / "report.json").unlink(missing_ok=True)
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                ["make", "rehearse", f"APPROVE={'yes' if approve else 'no'}"],
+                ["make", "rehearse", f"APPROVE={'yes' if approve else 'no'}", "CONTAINERS=no"],
                 cwd=workspace.root,
                 env=workspace.environment(),
                 stdin=subprocess.DEVNULL,

@@ -6,14 +6,36 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 BEHAVIOUR = os.environ.get("BEHAVIOUR", "well")
 state = {"healthy": BEHAVIOUR != "errors"}
 hoard: list[bytes] = []
+
+
+def confinement() -> dict[str, object]:
+    """What a process on Linux may do here, as the kernel says."""
+
+    def writable(folder: str) -> bool:
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder):
+                return True
+        except OSError:
+            return False
+
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    return {
+        "uid": os.getuid(),
+        "capabilities": [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")],
+        "no_new_privileges": int(status["NoNewPrivs"]),
+        "writable": [folder for folder in ("/", "/etc", "/run", "/var/tmp", "/tmp") if writable(folder)],
+    }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -27,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
             status = 200 if state["healthy"] else 500
         elif url.path == "/environment":
             body = json.dumps(dict(os.environ))
+        elif url.path == "/confinement":
+            body = json.dumps(confinement())
         elif url.path == "/slow":
             time.sleep(float(parse_qs(url.query)["seconds"][0]))
         elif url.path == "/sicken":

@@ -76,6 +76,7 @@ class Account:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.state = folder / "host"
+        self.image: dict[str, Any] = {"command": [sys.executable, str(SERVER)], "directory": str(folder)}
         self.client = start_host(self.state, folder / "host.log")
         self.credentials: dict[str, Any] = {
             "endpoint": "http://127.0.0.1:9",
@@ -119,7 +120,6 @@ class Account:
             "ReadonlyRootFilesystem": True,
             **extra.pop("container", {}),
         }
-        image = {"command": [sys.executable, str(SERVER)], "directory": str(self.folder)}
         self.client.put(
             "task-definition",
             arn,
@@ -127,7 +127,7 @@ class Account:
                 "Family": "mlflow",
                 "Memory": "256",
                 "ContainerDefinitions": [container],
-                "Rehearsal": {"containers": {"server": image}},
+                "Rehearsal": {"containers": {"server": self.image}},
                 **extra,
             },
         )

@@ -13,7 +13,7 @@ import pytest
 from rehearsal.cloudformation import Physical, Resource, Stack
 from rehearsal.executions import Action, StageRun
 from rehearsal.pipeline import Execution, reported
-from rehearsal.report import NOT_PROVEN, Report, declared_types, table
+from rehearsal.report import NOT_PROVEN, NOT_PROVEN_OF_TASKS, Report, declared_types, table
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DIGEST = f"sha256:{'ab' * 32}"
@@ -49,7 +49,9 @@ def written(state: Path, *runs: list[StageRun], notes: tuple[str, ...] = ()) -> 
     report = Report(state, COMMIT)
     report.executions = [cast(Execution, SimpleNamespace(stages=run)) for run in runs]
     report.notes.extend(notes)
-    report.write(image=DIGEST, environments={"dev": DEV}, declared={"AWS::CloudWatch::Alarm": 8})
+    report.write(
+        image=DIGEST, tasks="processes", environments={"dev": DEV}, declared={"AWS::CloudWatch::Alarm": 8}
+    )
     content: dict[str, Any] = json.loads((state / "report.json").read_text(encoding="utf-8"))
     return content
 
@@ -93,7 +95,8 @@ def test_what_programs_read(tmp_path: Path) -> None:
     )
     assert content["environments"] == {"dev": DEV}
     assert content["declared_not_rehearsed"] == {"AWS::CloudWatch::Alarm": 8}
-    assert content["not_proven"] == list(NOT_PROVEN)
+    assert content["tasks"] == "processes"
+    assert content["not_proven"] == [*NOT_PROVEN, NOT_PROVEN_OF_TASKS["processes"]]
 
 
 @pytest.mark.parametrize("status", ["failed", "rejected", "not run"])
@@ -125,6 +128,8 @@ def test_what_people_read(tmp_path: Path) -> None:
         "AWS::CloudWatch::Alarm",
         "3 uncommitted changes",
         *NOT_PROVEN,
+        "its tasks are processes",
+        NOT_PROVEN_OF_TASKS["processes"],
     ):
         assert text in shown.text, text
     assert "line 99" not in shown.text, "a log is shown only of what failed"
@@ -158,7 +163,12 @@ def test_alarms_that_went_off(tmp_path: Path) -> None:
         "reason": "p95 was 3",
     }
     report = Report(tmp_path, COMMIT)
-    report.write(image=None, environments={"dev": DEV, "prod": {**DEV, "alarms": [alarm]}}, declared={})
+    report.write(
+        image=None,
+        tasks="processes",
+        environments={"dev": DEV, "prod": {**DEV, "alarms": [alarm]}},
+        declared={},
+    )
     row = "".join(page(tmp_path).text.split("Alarms that went off")[1].split("Declared")[0].splitlines())
     assert "prodmlflow-dev-Slow2026-11-21T10:00:00Zp95 was 3" in row
     assert "none" not in row
@@ -166,7 +176,7 @@ def test_alarms_that_went_off(tmp_path: Path) -> None:
 
 def test_an_environment_without_an_image(tmp_path: Path) -> None:
     report = Report(tmp_path, COMMIT)
-    report.write(image=None, environments={"dev": {**DEV, "image": None}}, declared={})
+    report.write(image=None, tasks="processes", environments={"dev": {**DEV, "image": None}}, declared={})
     assert "Image none" in page(tmp_path).text
 
 
