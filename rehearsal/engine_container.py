@@ -25,6 +25,8 @@ from rehearsal.task_roles import CannotStartError
 
 START_SECONDS = 120.0
 LOOK_SECONDS = 0.2
+NEVER_RAN = ("created", "configured", "initialized")
+"""What Docker, and Podman by version, call a container that was made and could not be started."""
 
 
 class EngineContainer(Container):
@@ -94,13 +96,22 @@ class EngineContainer(Container):
                 start_new_session=True,
             )  # fmt: skip
         self._record = self._registry.record(name, self._client.pid, self._engine.program)
+        await self._watch_it_start(self._client)
+
+    async def _watch_it_start(self, client: asyncio.subprocess.Process) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while self._client.returncode is None and time.monotonic() < deadline:
+        while client.returncode is None and time.monotonic() < deadline:
             state = await self._state()
             if state["Running"] and state["Pid"]:
                 self._pid = state["Pid"]
                 return
             await asyncio.sleep(LOOK_SECONDS)
+        if (await self._state())["Status"] in NEVER_RAN:
+            await self._remove()
+            said = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise CannotStartError(
+                f"CannotStartContainerError: {said[-1] if said else 'it did not start in time'}"
+            )
 
     async def run(self) -> None:
         """Wait for its end, note how it came, and remove it with what it wrote."""
@@ -109,7 +120,6 @@ class EngineContainer(Container):
         try:
             if self._client:
                 await self._client.wait()
-                self._registry.forget(self._record)
             while (state := await self._state())["Running"]:  # the client alone was killed
                 await asyncio.sleep(LOOK_SECONDS)
             # Podman 4.3 on cgroups v1 keeps silent about the kernel's kill. Nobody else sends SIGKILL unasked.
@@ -117,7 +127,7 @@ class EngineContainer(Container):
             self.out_of_memory = bool(state["OOMKilled"]) or killed
             self.exit_code = state["ExitCode"]
         finally:
-            await self._ask("rm", "--force", "--volumes", self._id)
+            await self._remove()
 
     async def signal(self, number: signal.Signals) -> None:
         """Signal the first process alone."""
@@ -131,6 +141,13 @@ class EngineContainer(Container):
             return (await self._ask("exec", self._id, *argv, seconds=timeout))[0] == 0
         except TimeoutError:
             return False
+
+    async def _remove(self) -> None:
+        """Remove it with what it wrote, running or not."""
+        await self._ask("rm", "--force", "--volumes", self._id)
+        if self._client:
+            await self._client.wait()
+            self._registry.forget(self._record)
 
     def _arguments(self) -> list[str]:
         """What the task definition says, and the image; the command comes last."""
@@ -152,7 +169,7 @@ class EngineContainer(Container):
     async def _state(self) -> dict[str, Any]:
         status, said = await self._ask("inspect", "--type=container", self._id)
         if status != 0:  # removed behind our back: as good as killed
-            return {"Running": False, "Pid": 0, "ExitCode": KILLED, "OOMKilled": False}
+            return {"Status": "removed", "Running": False, "Pid": 0, "ExitCode": KILLED, "OOMKilled": False}
         state: dict[str, Any] = json.loads(said)[0]["State"]
         return state
 

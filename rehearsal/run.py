@@ -309,17 +309,17 @@ class Rehearsal:
 
     def _choose_tasks(self) -> tuple[Engine | None, str]:
         """The engine for containers, or None for processes, and the sentence about it."""
-        engine, why = None, "as CONTAINERS=no asks"
+        engine, sentence = None, "Tasks are processes, as CONTAINERS=no asks."
         if self._containers is not False:
             try:
                 engine = usable_engine(self._repository / DOCKERFILE)
+                sentence = _what_tasks_are(engine)
             except NoEngine as none:
                 if self._containers:
                     raise CannotRehearse(
                         f"CONTAINERS=yes cannot be: {none} Without CONTAINERS=yes, tasks are processes."
                     ) from None
-                why = f"not containers: {none}"
-        sentence = _what_tasks_are(engine) if engine else f"Tasks are processes, {why}"
+                sentence = f"Tasks are processes, not containers: {none}"
         self._say(sentence)
         return engine, sentence
 

@@ -52,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path == "/confinement":
             body = json.dumps(confinement())
         elif url.path == "/slow":
+            print("slow", flush=True)
             time.sleep(float(parse_qs(url.query)["seconds"][0]))
         elif url.path == "/sicken":
             state["healthy"] = False

@@ -329,7 +329,7 @@ def test_stop_ends_a_build_and_all_it_started(room: Room) -> None:
     thread = threading.Thread(target=lambda: failure.append(room.fail({"build": commands})))
     thread.start()
     until(lambda: pids.exists() and pids.read_text(encoding="utf-8").strip() != "")
-    assert [process.name for process in room.processes.alive()] == ["build-Build-Check"]
+    until(lambda: [process.name for process in room.processes.alive()] == ["build-Build-Check"])
     room.builder.stop()
     thread.join(timeout=10)
     assert not thread.is_alive()

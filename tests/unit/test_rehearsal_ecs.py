@@ -65,6 +65,33 @@ def test_what_a_process_cannot_be_held_to_is_listed() -> None:
     assert definition.name == "mlflow:3"
 
 
+def test_an_engine_holds_a_container_to_more() -> None:
+    container = {
+        "Name": "server",
+        "ReadonlyRootFilesystem": True,
+        "MountPoints": [{"SourceVolume": "tmp", "ContainerPath": "/tmp"}],
+        "LinuxParameters": {"InitProcessEnabled": True},
+    }
+    properties = {
+        "Cpu": "512",
+        "Memory": "1024",
+        "Volumes": [{"Name": "tmp"}],
+        "ContainerDefinitions": [container],
+        "Rehearsal": {"containers": {"server": {"engine": "podman", "digest": "sha256:1"}}},
+    }
+    definition = TaskDefinition("arn", properties)
+    assert definition.not_enforced == ["Cpu", "server.LinuxParameters"]
+    assert definition.memory_of(definition.properties.container_definitions[0]) == 1024
+    with pytest.raises(RefusedError, match="has no limit; set the task's Memory"):
+        TaskDefinition("arn", {**properties, "Memory": None})
+    twice = [container, {**container, "Name": "beside"}]
+    images = {
+        "containers": {name: {"engine": "podman", "digest": "sha256:1"} for name in ("server", "beside")}
+    }
+    with pytest.raises(RefusedError, match="volume tmp is mounted twice"):
+        TaskDefinition("arn", {**properties, "ContainerDefinitions": twice, "Rehearsal": images})
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
