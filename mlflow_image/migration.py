@@ -71,7 +71,7 @@ def migrate(database: Database, how: Migration) -> Outcome:
             mysql.check_charset(connection)
         before = current_revision(connection)
         if how.restored_from and not history.restore_checked(connection, how.restored_from):
-            snapshots.check_restored(connection, how.restored_from)
+            snapshots.check_restored(connection, _kind(how), how.restored_from)
             history.record_restore(connection, how.restored_from)
         if history.is_newer(before):
             assert before is not None
@@ -267,15 +267,20 @@ def _ask(judged: list[tuple[history.Entry, str]], how: Migration, head: str) -> 
 
 
 def _snapshot(connection: Connection, how: Migration, before: str | None) -> snapshots.Snapshot:
-    if how.instance:
-        return snapshots.take(connection, how.instance, before, how.commit)
+    if source := how.cluster or how.instance:
+        return snapshots.take(connection, _kind(how), source, before, how.commit)
     if how.without_snapshot:
         say("Migrating without a snapshot, as MIGRATE_WITHOUT_SNAPSHOT says.")
         return snapshots.NONE
     raise DatabaseError(
-        "A migration is pending, but there is no instance to take a snapshot of: set DATABASE_INSTANCE to the RDS "
-        "instance, or MIGRATE_WITHOUT_SNAPSHOT=true if you made a copy yourself. Nothing was changed."
+        "A migration is pending, but there is nothing to take a snapshot of: set DATABASE_INSTANCE to the RDS instance "
+        "or DATABASE_CLUSTER to the Aurora cluster, or MIGRATE_WITHOUT_SNAPSHOT=true if you made a copy yourself. "
+        "Nothing was changed."
     )
+
+
+def _kind(how: Migration) -> snapshots.Kind:
+    return snapshots.CLUSTER if how.cluster else snapshots.INSTANCE
 
 
 def _apply(

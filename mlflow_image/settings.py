@@ -23,6 +23,7 @@ An empty value counts as not set. `migrate` needs the database's variables only,
 | variable                 | meaning                                                                  | default |
 |--------------------------|--------------------------------------------------------------------------|---------|
 | DATABASE_INSTANCE        | the RDS instance to take a snapshot of before anything changes           | none    |
+| DATABASE_CLUSTER         | the Aurora cluster, in place of an instance                              | none    |
 | MIGRATE_WITHOUT_SNAPSHOT | true: change the schema without a snapshot                               | false   |
 | ALLOW_BREAKING_MIGRATION | the revision up to which breaking migrations may run: this release's own | none    |
 | DATABASE_RESTORED_FROM   | the snapshot this database was made from; checked once, before all else  | none    |
@@ -118,6 +119,7 @@ class Migration:
     """What `migrate` needs besides the database. An empty text means not set."""
 
     instance: str
+    cluster: str
     without_snapshot: bool
     allowed_up_to: str
     restored_from: str
@@ -212,6 +214,7 @@ def _migration(reader: _Reader) -> Migration:
     identifier = r"|[A-Za-z][A-Za-z0-9-]*"
     return Migration(
         instance=reader.text("DATABASE_INSTANCE", "", names, identifier),
+        cluster=reader.text("DATABASE_CLUSTER", "", names, identifier),
         without_snapshot=reader.text("MIGRATE_WITHOUT_SNAPSHOT", "false", "give true or false", "true|false")
         == "true",
         allowed_up_to=reader.text(

@@ -37,6 +37,28 @@ NEWEST_RUN = "newest-run"  # its start, in milliseconds since 1970; "none" witho
 
 
 @dataclass(frozen=True)
+class Kind:
+    """How RDS names what a snapshot is taken of: an instance, or an Aurora cluster. Its calls and errors follow from it."""
+
+    name: str  # as in DBInstance
+    snapshot: str  # as in DBSnapshot
+    action: str  # as in create_db_snapshot
+
+    def create(self, name: str, source: str, tags: list[dict[str, str]]) -> None:
+        call = getattr(_rds(), f"create_{self.action}")
+        call(**{f"{self.snapshot}Identifier": name, f"{self.name}Identifier": source, "Tags": tags})
+
+    def describe(self, name: str) -> list[dict[str, Any]]:
+        answer = getattr(_rds(), f"describe_{self.action}s")(**{f"{self.snapshot}Identifier": name})
+        found: list[dict[str, Any]] = answer[f"{self.snapshot}s"]
+        return found
+
+
+INSTANCE = Kind("DBInstance", "DBSnapshot", "db_snapshot")
+CLUSTER = Kind("DBCluster", "DBClusterSnapshot", "db_cluster_snapshot")
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A snapshot that is there; `started` is in UTC, without time zone."""
 
@@ -59,42 +81,36 @@ def census(connection: Connection) -> dict[str, str]:
     return {**told, NEWEST_RUN: "none" if newest is None else str(newest)}
 
 
-def take(connection: Connection, instance: str, revision: str | None, commit: str) -> Snapshot:
-    """Take a snapshot of the instance and return once it is available.
+def take(connection: Connection, kind: Kind, source: str, revision: str | None, commit: str) -> Snapshot:
+    """Take a snapshot of the instance or cluster and return once it is available.
 
     Raises DatabaseError when RDS refuses, reports a failure, or is not done within SNAPSHOT_SECONDS.
     """
     begin = time.monotonic()
     counted = census(connection)
     started = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
-    name = f"{instance}-{revision or 'base'}-{started:%Y%m%d-%H%M%S}"
+    name = f"{source}-{revision or 'base'}-{started:%Y%m%d-%H%M%S}"
     tags = {"schema-revision": revision or "none", "commit": commit or "none", **counted}
-    say(f"Taking snapshot {name} of {instance}: {_line(counted)}.")
+    say(f"Taking snapshot {name} of {source}: {_line(counted)}.")
     while True:
         try:
-            _rds().create_db_snapshot(
-                DBSnapshotIdentifier=name,
-                DBInstanceIdentifier=instance,
-                Tags=[{"Key": key, "Value": told} for key, told in tags.items()],
-            )
+            kind.create(name, source, [{"Key": key, "Value": told} for key, told in tags.items()])
             break
         except ClientError as error:
-            if error.response["Error"]["Code"].startswith("DBSnapshotAlreadyExists"):
+            code = error.response["Error"]["Code"].removesuffix("Fault")
+            if code == f"{kind.snapshot}AlreadyExists":
                 break  # a first call that was not answered in time: nothing else makes a snapshot of this name
-            # An instance that is being changed or backed up takes no snapshot until that is done.
-            if error.response["Error"]["Code"] not in (
-                "InvalidDBInstanceState",
-                "InvalidDBInstanceStateFault",
-            ):
-                raise DatabaseError(_refused("create a snapshot of", instance, error)) from None
-            _wait(begin, f"for {instance} to be available", name)
+            # What is being changed or backed up takes no snapshot until that is done.
+            if code != f"Invalid{kind.name}State":
+                raise DatabaseError(_refused(kind, "create a snapshot of", source, error)) from None
+            _wait(begin, f"for {source} to be available", name)
         except BotoCoreError as error:
-            raise DatabaseError(_refused("create a snapshot of", instance, error)) from None
+            raise DatabaseError(_refused(kind, "create a snapshot of", source, error)) from None
     told_at = time.monotonic()
-    while (status := _describe(name)["Status"]) != "available":
+    while (status := _describe(kind, name)["Status"]) != "available":
         if status in ("failed", "incompatible-restore"):
             raise DatabaseError(
-                f"RDS reports snapshot {name} as {status}; nothing was changed. Read the events of {instance} "
+                f"RDS reports snapshot {name} as {status}; nothing was changed. Read the events of {source} "
                 "in the RDS console, mend what they name, and start again."
             )
         if time.monotonic() - told_at >= PROGRESS_SECONDS:
@@ -105,12 +121,12 @@ def take(connection: Connection, instance: str, revision: str | None, commit: st
     return Snapshot(name, started)
 
 
-def check_restored(connection: Connection, snapshot: str) -> None:
+def check_restored(connection: Connection, kind: Kind, snapshot: str) -> None:
     """Compare the database with the census of the snapshot it was made from.
 
     Raises DatabaseError if there is less than the snapshot had, or no such snapshot.
     """
-    tags = {tag["Key"]: tag["Value"] for tag in _describe(snapshot).get("TagList", [])}
+    tags = {tag["Key"]: tag["Value"] for tag in _describe(kind, snapshot).get("TagList", [])}
     expected = {name: told for name, told in tags.items() if name in COUNTED or name == NEWEST_RUN}
     if not expected:
         say(f"Snapshot {snapshot} carries no counts (`migrate` did not take it), so nothing can be compared.")
@@ -130,14 +146,14 @@ def check_restored(connection: Connection, snapshot: str) -> None:
         )
 
 
-def _describe(name: str) -> dict[str, Any]:
+def _describe(kind: Kind, name: str) -> dict[str, Any]:
     try:
-        found: list[dict[str, Any]] = _rds().describe_db_snapshots(DBSnapshotIdentifier=name)["DBSnapshots"]
+        found = kind.describe(name)
     except (ClientError, BotoCoreError) as error:
-        raise DatabaseError(_refused("describe snapshot", name, error)) from None
+        raise DatabaseError(_refused(kind, "describe snapshot", name, error)) from None
     if not found:
         raise DatabaseError(
-            f"There is no snapshot {name}: check its name with `aws rds describe-db-snapshots`."
+            f"There is no snapshot {name}: check its name with `aws rds describe-{kind.action.replace('_', '-')}s`."
         )
     return found[0]
 
@@ -157,11 +173,11 @@ def _wait(begin: float, what: str, name: str) -> None:
     time.sleep(POLL_SECONDS)
 
 
-def _refused(what: str, name: str, error: Exception) -> str:
+def _refused(kind: Kind, what: str, name: str, error: Exception) -> str:
     said = " ".join(str(error).split())
     return (
         f"RDS did not {what} {name} ({said}); nothing was changed. Check that the name is right, and that the task's "
-        "role may call rds:CreateDBSnapshot, rds:DescribeDBSnapshots and rds:AddTagsToResource and reaches RDS."
+        f"role may call rds:Create{kind.snapshot}, rds:Describe{kind.snapshot}s and rds:AddTagsToResource and reaches RDS."
     )
 
 

@@ -27,9 +27,11 @@ def restore(settings_file: Path, environment: str, snapshot: str, *, yes: bool) 
         CannotOperate: there is no such snapshot, or the settings cannot be changed. Nothing was changed.
     """
     settings = load_settings(settings_file)
-    rds = environment_client(settings, dict(settings.environments.items())[environment], "rds")
+    own = dict(settings.environments.items())[environment]
+    rds = environment_client(settings, own, "rds")
+    describe = _describe_of_cluster if own.database.engine.startswith("aurora-") else _describe
     with sentences(f"reading the snapshots of {environment}"):
-        _show(_describe(rds, snapshot), environment)
+        _show(describe(rds, snapshot), environment)
     if not confirmed(f"Make a release that switches {environment} to a database made from it?", yes=yes):
         print("Nothing was changed.")
         return
@@ -47,6 +49,24 @@ def _describe(rds: Any, snapshot: str) -> dict[str, Any]:
         known = sorted(one["DBSnapshotIdentifier"] for one in rds.describe_db_snapshots()["DBSnapshots"])
         listed = "\n".join(f"  {name}" for name in known) or "  none"
         raise CannotOperate(f"There is no snapshot {snapshot} in this account; it has:\n{listed}") from None
+    return _available(snapshot, found)
+
+
+def _describe_of_cluster(rds: Any, snapshot: str) -> dict[str, Any]:
+    """The same for Aurora; what RDS calls otherwise there is called as for an instance."""
+    try:
+        found = rds.describe_db_cluster_snapshots(DBClusterSnapshotIdentifier=snapshot)["DBClusterSnapshots"][
+            0
+        ]
+    except rds.exceptions.DBClusterSnapshotNotFoundFault:
+        answer = rds.describe_db_cluster_snapshots()["DBClusterSnapshots"]
+        listed = "\n".join(sorted(f"  {one['DBClusterSnapshotIdentifier']}" for one in answer)) or "  none"
+        raise CannotOperate(f"There is no snapshot {snapshot} in this account; it has:\n{listed}") from None
+    names = {"DBSnapshotIdentifier": snapshot, "DBInstanceIdentifier": found["DBClusterIdentifier"]}
+    return _available(snapshot, {**found, **names})
+
+
+def _available(snapshot: str, found: dict[str, Any]) -> dict[str, Any]:
     if found["Status"] != "available":
         raise CannotOperate(
             f"The snapshot {snapshot} is {found['Status']}; wait until it is available, and try again."

@@ -22,6 +22,7 @@ from operations.containers import Engine
 from rehearsal.container import Container
 from rehearsal.engine_container import EngineContainer
 from rehearsal.ports import LOOPBACK, PortError
+from rehearsal.postgres import without_tls
 from rehearsal.process_container import ProcessContainer
 from rehearsal.properties import Properties, RefusedError
 from rehearsal.target_group import Target, TargetGroup
@@ -266,6 +267,7 @@ class Task:
                 **(credentials if properties.task_role_arn else {}),
                 **({"MLFLOW_HOST": LOOPBACK, "MLFLOW_PORT": str(own_ports[0])} if own_ports else {}),
             }
+            without_tls(variables[definition.name])
         return variables
 
     async def _watch(self, container: Container) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_cdk import ArnFormat, Duration, RemovalPolicy, Stack
+from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from constructs import Construct
 
-from stages.data import DATABASE_PORT, DataStack
+from stages.data import DataStack
 from stages.environment_build import EnvironmentBuild
 from stages.findings import acknowledge, reference
 from stages.mlflow_task import MlflowTask
@@ -62,7 +62,9 @@ class MigrationStack(Stack):
             container_insights_v2=ecs.ContainerInsights.ENABLED,
         )
         group = self._group(network, "MigrationGroup", "The migration task", "AWS APIs, the image")
-        group.connections.allow_to(data.database, ec2.Port.tcp(DATABASE_PORT), "The migration's database")
+        group.connections.allow_to(
+            data.database.connections, ec2.Port.tcp(data.database.dialect.port), "The migration's database"
+        )
         build_group = self._group(
             network,
             "BuildGroup",
@@ -124,7 +126,7 @@ class MigrationStack(Stack):
 
     def _migration_task(self, settings: Settings, environment: Environment) -> MlflowTask:
         database = self._data.database
-        variables = {"DATABASE_INSTANCE": database.instance_identifier}
+        variables = {database.snapshots.variable: database.identifier}
         if settings.allow_breaking_migration:
             variables["ALLOW_BREAKING_MIGRATION"] = settings.allow_breaking_migration
         if environment.database.restore_from:
@@ -146,28 +148,13 @@ class MigrationStack(Stack):
         )
 
     def _allow_snapshots(self, restore_from: str | None) -> None:
-        database = self._data.database
-        snapshots = self._snapshot_arn(f"{self._prefix}-database-*")
-        self._role.add_to_policy(
-            iam.PolicyStatement(
-                actions=["rds:CreateDBSnapshot"], resources=[database.instance_arn, snapshots]
-            )
-        )
-        self._role.add_to_policy(
-            iam.PolicyStatement(actions=["rds:AddTagsToResource"], resources=[snapshots])
-        )
-        # One to restore from may be RDS's own, or have any name.
-        known = [snapshots, *([self._snapshot_arn(restore_from)] if restore_from else [])]
-        self._role.add_to_policy(iam.PolicyStatement(actions=["rds:DescribeDBSnapshots"], resources=known))
+        database, names = self._data.database, f"{self._prefix}-database-*"
+        database.snapshots.allow(self, self._role, database, names, restore_from or "")
+        kind = database.snapshots.resource
         acknowledge(
             self._role,
             "A snapshot's name has the time in it; the policy is bound to snapshots of this environment's databases.",
-            f"IAM5[Resource::arn:{self.partition}:rds:{self.region}:{self.account}:snapshot:{self._prefix}-database-*]",
-        )
-
-    def _snapshot_arn(self, name: str) -> str:
-        return self.format_arn(
-            service="rds", resource="snapshot", resource_name=name, arn_format=ArnFormat.COLON_RESOURCE_NAME
+            f"IAM5[Resource::arn:{self.partition}:rds:{self.region}:{self.account}:{kind}:{names}]",
         )
 
     def _allow_running(self, role: iam.Role) -> None:

@@ -14,7 +14,8 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stages.data import DATABASE_NAME, DataStack
+from stages.data import DataStack
+from stages.database_server import DATABASE_NAME
 from stages.findings import acknowledge
 from stages.settings.image import Image
 
@@ -49,7 +50,9 @@ class MlflowTask(Construct):
         database = data.database
         # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
         # other stack's key, and each stack would wait for the other.
-        secret = secretsmanager.Secret.from_secret_complete_arn(self, "DatabaseSecret", data.secret_arn)
+        secret = secretsmanager.Secret.from_secret_complete_arn(
+            self, "DatabaseSecret", database.master_secret_arn
+        )
         self.log_group = logs.LogGroup(
             self,
             "Logs",
@@ -63,9 +66,11 @@ class MlflowTask(Construct):
             command=[command],
             port_mappings=[ecs.PortMapping(container_port=port) for port in ports],
             environment={
-                "DATABASE_HOST": database.db_instance_endpoint_address,
+                "DATABASE_ENGINE": database.dialect.family,
+                "DATABASE_HOST": database.host,
                 "DATABASE_NAME": DATABASE_NAME,
-                "DATABASE_PORT": database.db_instance_endpoint_port,
+                "DATABASE_PORT": database.port,
+                "DATABASE_SSLMODE": "require",
                 **environment,
             },
             secrets={

@@ -5,6 +5,8 @@ They notify nobody yet; each carries in its description what it means for a pers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aws_cdk import Duration
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ecs as ecs
@@ -88,17 +90,9 @@ def service_alarms(
     service.node.add_dependency(*during_deployments)
 
 
-def database_alarms(scope: Construct, prefix: str, database: rds.DatabaseInstance) -> None:
+def instance_alarms(scope: Construct, prefix: str, database: rds.DatabaseInstance) -> None:
     """Alarms on what stops a database: no storage, no CPU."""
-    _alarm(
-        scope,
-        "DatabaseCpu",
-        prefix,
-        "The database uses 90% of its CPU: a larger instance_class, or a query to find in Performance Insights.",
-        database.metric_cpu_utilization(period=Duration.minutes(1)),
-        threshold=90,
-        minutes=15,
-    )
+    _database_cpu(scope, prefix, "a larger instance_class", database.metric_cpu_utilization)
     _alarm(
         scope,
         "DatabaseStorage",
@@ -107,6 +101,34 @@ def database_alarms(scope: Construct, prefix: str, database: rds.DatabaseInstanc
         database.metric_free_storage_space(period=Duration.minutes(5), statistic="Minimum"),
         threshold=FREE_STORAGE_BYTES,
         comparison=cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD,
+    )
+
+
+def cluster_alarms(scope: Construct, prefix: str, database: rds.DatabaseCluster) -> None:
+    """The same for Aurora, whose storage has no end; its CPU is of the capacity that it has scaled to."""
+    _database_cpu(scope, prefix, "a larger max_capacity", database.metric_cpu_utilization)
+    _alarm(
+        scope,
+        "DatabaseCapacity",
+        prefix,
+        "The database runs at its greatest capacity: raise max_capacity, or find the query in Performance Insights.",
+        database.metric_acu_utilization(period=Duration.minutes(1)),
+        threshold=95,
+        minutes=15,
+    )
+
+
+def _database_cpu(
+    scope: Construct, prefix: str, mend: str, metric: Callable[..., cloudwatch.IMetric]
+) -> None:
+    _alarm(
+        scope,
+        "DatabaseCpu",
+        prefix,
+        f"The database uses 90% of its CPU: {mend}, or a query to find in Performance Insights.",
+        metric(period=Duration.minutes(1)),
+        threshold=90,
+        minutes=15,
     )
 
 

@@ -14,7 +14,7 @@ from constructs import Construct
 from stages.access import SignIn, default_action, protect
 from stages.access_logs import access_log_bucket
 from stages.containers import add_sidecar, own_secrets
-from stages.data import DATABASE_PORT, DataStack
+from stages.data import DataStack
 from stages.findings import acknowledge
 from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
@@ -125,9 +125,10 @@ class TrackingStack(Stack):
             ports=[PORT],
             environment={
                 "ARTIFACTS_DESTINATION": f"s3://{self._data.bucket.bucket_name}",
-                "DATABASE_SECRET_ARN": self._data.secret_arn,
+                "DATABASE_SECRET_ARN": self._data.database.master_secret_arn,
                 "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
                 "WORKERS": str(settings.workers),
+                **self._data.database.client,
                 **settings.variables,
             },
             stop_timeout=STOP_TIMEOUT,
@@ -135,7 +136,9 @@ class TrackingStack(Stack):
         )
         # The server reads the password again when RDS has rotated it.
         role.add_to_policy(
-            iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[self._data.secret_arn])
+            iam.PolicyStatement(
+                actions=["secretsmanager:GetSecretValue"], resources=[self._data.database.master_secret_arn]
+            )
         )
         role.add_to_policy(task.read_key)
         assert task.definition.default_container is not None
@@ -187,7 +190,9 @@ class TrackingStack(Stack):
 
     def _connect(self, service: ecs.FargateService) -> None:
         service.connections.allow_to(
-            self._data.database, ec2.Port.tcp(DATABASE_PORT), "MLflow tasks to their database"
+            self._data.database.connections,
+            ec2.Port.tcp(self._data.database.dialect.port),
+            "MLflow tasks to their database",
         )
         service.connections.allow_to(
             ec2.Peer.any_ipv4(), ec2.Port.HTTPS, "AWS APIs: S3, Secrets Manager, ECR, CloudWatch Logs"

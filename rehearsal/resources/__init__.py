@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rehearsal.cloudformation import Provider
 from rehearsal.resources.builds import BuildProject, Pipeline
-from rehearsal.resources.database import DatabaseInstance
+from rehearsal.resources.database import DatabaseCluster, DatabaseInstance
 from rehearsal.resources.identity import InlinePolicy, ManagedPolicy, Role
 from rehearsal.resources.service import (
     Alarm,
@@ -45,6 +45,7 @@ def providers() -> Mapping[str, Provider]:
         "AWS::IAM::Role": Role(),
         "AWS::KMS::Key": EncryptionKey(),
         "AWS::Logs::LogGroup": LogGroup(),
+        "AWS::RDS::DBCluster": DatabaseCluster(),
         "AWS::RDS::DBInstance": DatabaseInstance(),
         "AWS::S3::Bucket": Bucket(),
         "AWS::SSM::Parameter": Parameter(),

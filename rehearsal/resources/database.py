@@ -80,3 +80,20 @@ class DatabaseInstance:
             SecretId=resource.physical.attributes["MasterUserSecret.SecretArn"],
             ForceDeleteWithoutRecovery=True,
         )
+
+
+class DatabaseCluster:
+    """AWS::RDS::DBCluster: refused, because nothing here behaves like Aurora yet."""
+
+    def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
+        """Say so."""
+        raise ResourceFailed(
+            f'engine {properties["Engine"]} is not rehearsed; rehearse with engine = "postgres" in platform.toml'
+        )
+
+    def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:
+        """There is none."""
+        raise NotImplementedError
+
+    def delete(self, place: Place, resource: Resource) -> None:
+        """There is none."""

@@ -22,7 +22,7 @@ from rehearsal.accounts import Accounts
 from rehearsal.postgres import Postgres
 from rehearsal.processes import ProcessRegistry
 from rehearsal.snapshots import managed_secret
-from stages.data import DATABASE_NAME
+from stages.database_server import DATABASE_NAME
 from stages.settings import load_settings
 
 from . import census

@@ -155,9 +155,10 @@ def test_mysql() -> None:
 
 def test_what_migrate_reads_is_checked() -> None:
     _, how = settings.read_migration(GOOD)
-    assert how == settings.Migration("", False, "", "", "", "")
+    assert how == settings.Migration("", "", False, "", "", "", "")
     wrong = {
         "DATABASE_INSTANCE": "arn:aws:rds:x",
+        "DATABASE_CLUSTER": "my cluster",
         "MIGRATE_WITHOUT_SNAPSHOT": "yes",
         "ALLOW_BREAKING_MIGRATION": "all of them",
     }

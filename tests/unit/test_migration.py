@@ -60,7 +60,7 @@ def test_the_task_migrates_with_the_service_s_own_image(platform: Platform, cont
 def test_the_task_meets_the_service_s_own_database(platform: Platform, container: Json) -> None:
     service = only_container(platform, "tracking")
     given = variables(container)
-    address = {"DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME"}
+    address = {"DATABASE_ENGINE", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME", "DATABASE_SSLMODE"}
     assert {name: given[name] for name in address} == {name: variables(service)[name] for name in address}
     assert secrets(container) == secrets(service)
     assert given.keys() - address == {"DATABASE_INSTANCE"}, (
@@ -246,7 +246,7 @@ def test_what_a_snapshot_brings_is_not_given_again(new: Resource) -> None:
 
 
 def test_in_every_other_respect_it_is_the_same_database(dev: Platform, old: Resource, new: Resource) -> None:
-    own = {"DBInstanceIdentifier", "DBSnapshotIdentifier", "DBSubnetGroupName"}
+    own = {"DBInstanceIdentifier", "DBSnapshotIdentifier", "DBSubnetGroupName", "MonitoringRoleArn"}
     brought = {
         "DBName",
         "MasterUsername",

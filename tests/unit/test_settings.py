@@ -444,6 +444,45 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'exposure = "internal"\nhost_name = "https://mlflow"',
             'environments.dev.host_name = "https://mlflow": write a host name such as "mlflow.example.com", lower case',
         ),
+        # databases of a size that their engine is not sold in
+        (
+            'instance_class = "m7g.large"',
+            'engine = "aurora-postgres"',
+            'environments.dev.database.min_capacity: is missing; engine = "aurora-postgres" is sized by it, so add it',
+        ),
+        (
+            'instance_class = "m7g.large"',
+            'engine = "aurora-postgres", min_capacity = 0.5, max_capacity = 4.0',
+            'environments.dev.database.storage_gib = 50: engine = "aurora-postgres" is not sized by it; remove it, and'
+            " give min_capacity and max_capacity",
+        ),
+        (
+            'instance_class = "m7g.large", storage_gib = 50',
+            'engine = "aurora-mysql", min_capacity = 0.0, max_capacity = 4.0',
+            "environments.dev.database.min_capacity = 0: a database that may pause is not one that must survive the loss"
+            " of a zone; give at least 0.5, or multi_az = false",
+        ),
+        (
+            'instance_class = "m7g.large", storage_gib = 50',
+            'engine = "aurora-mysql", min_capacity = 0.75, max_capacity = 4.0',
+            "environments.dev.database.min_capacity = 0.75: Aurora scales in steps of 0.5; give a multiple of that",
+        ),
+        (
+            'instance_class = "m7g.large", storage_gib = 50',
+            'engine = "aurora-mysql", min_capacity = 8.0, max_capacity = 4.0',
+            "environments.dev.database.max_capacity = 4: must not be less than min_capacity = 8; raise it",
+        ),
+        (
+            'instance_class = "m7g.large"',
+            'engine = "mysql", instance_class = "t4g.small"',
+            'environments.dev.database.instance_class = "t4g.small": is too small for Performance Insights on MySQL; take'
+            ' "t4g.medium" or a larger one',
+        ),
+        (
+            'instance_class = "m7g.large"',
+            'engine = "oracle", instance_class = "m7g.large"',
+            'environments.dev.database.engine = "oracle": give "postgres", "mysql", "aurora-postgres" or "aurora-mysql"',
+        ),
         # environments that do not go together
         (
             'account = "222222222222"\nregion = "eu-west-1"',
