@@ -1,8 +1,10 @@
-"""The artifact bucket, under a key of its own, and what the server may do with it."""
+"""Where artifacts are kept, and what the server may do there: a bucket of the platform's own, or a folder of another."""
 
 from __future__ import annotations
 
-from aws_cdk import Duration, RemovalPolicy
+from dataclasses import dataclass
+
+from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
@@ -10,10 +12,30 @@ from constructs import Construct
 
 from stages.access_logs import access_log_bucket
 from stages.findings import acknowledge, reference
+from stages.settings.artifacts import Artifacts
+
+AT_ONCE = Duration.days(0)
 
 
-def artifact_bucket(scope: Construct) -> tuple[s3.Bucket, kms.Key]:
-    """A versioned bucket that outlives its stack."""
+@dataclass(frozen=True)
+class ArtifactStore:
+    """The place, and the right to it."""
+
+    destination: str
+    """As the image wants it: s3://bucket, or s3://bucket/folder."""
+
+    policy: iam.ManagedPolicy
+
+
+def artifact_store(scope: Construct, settings: Artifacts) -> ArtifactStore:
+    """Make the bucket in `scope` if none is named, and the policy for it."""
+    if settings.bucket:
+        return _folder(scope, settings.bucket, settings.prefix or "", settings.key_arn)
+    return _own_bucket(scope, settings)
+
+
+def _own_bucket(scope: Construct, settings: Artifacts) -> ArtifactStore:
+    """A versioned bucket under a key of its own, which outlives its stack."""
     access_logs = access_log_bucket(scope, "AccessLogs")
     key = kms.Key(
         scope,
@@ -22,6 +44,7 @@ def artifact_bucket(scope: Construct) -> tuple[s3.Bucket, kms.Key]:
         enable_key_rotation=True,
         removal_policy=RemovalPolicy.RETAIN,
     )
+    tiering = s3.Transition(storage_class=s3.StorageClass.INTELLIGENT_TIERING, transition_after=AT_ONCE)
     bucket = s3.Bucket(
         scope,
         "Artifacts",
@@ -35,23 +58,55 @@ def artifact_bucket(scope: Construct) -> tuple[s3.Bucket, kms.Key]:
         server_access_logs_prefix="artifacts/",
         lifecycle_rules=[
             s3.LifecycleRule(
-                abort_incomplete_multipart_upload_after=Duration.days(7),
-                noncurrent_version_expiration=Duration.days(90),
+                abort_incomplete_multipart_upload_after=Duration.days(settings.incomplete_uploads_days),
+                noncurrent_version_expiration=Duration.days(settings.old_versions_days),
+                transitions=[tiering] if settings.intelligent_tiering else None,
             )
         ],
         removal_policy=RemovalPolicy.RETAIN,
     )
-    return bucket, key
+    policy = _policy(scope, bucket.bucket_arn, bucket.arn_for_objects("*"), key.key_arn)
+    acknowledge(
+        policy,
+        "MLflow names the objects; the policy is bound to the five object actions it needs, in its own bucket.",
+        f"IAM5[Resource::{reference(scope, bucket.bucket_arn)}/*]",
+    )
+    return ArtifactStore(f"s3://{bucket.bucket_name}", policy)
 
 
-def artifacts_policy(scope: Construct, bucket: s3.Bucket, key: kms.Key) -> iam.ManagedPolicy:
-    """What the server may do in AWS: list, read, write and delete in its own bucket, nothing else."""
-    policy = iam.ManagedPolicy(
+def _folder(scope: Construct, bucket: str, prefix: str, key_arn: str | None) -> ArtifactStore:
+    """A folder of somebody's bucket, about which nothing is changed; encryption, versions, logs are its owner's."""
+    arn = f"arn:{Stack.of(scope).partition}:s3:::{bucket}"
+    policy = _policy(
+        scope,
+        arn,
+        f"{arn}/{prefix}/*",
+        key_arn,
+        listing={"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}},
+    )
+    acknowledge(
+        policy,
+        "MLflow names the objects; the policy is bound to the five object actions it needs, in its own folder.",
+        f"IAM5[Resource::{arn}/{prefix}/*]",
+    )
+    return ArtifactStore(f"s3://{bucket}/{prefix}", policy)
+
+
+def _policy(
+    scope: Construct,
+    bucket: str,
+    objects: str,
+    key: str | None,
+    *,
+    listing: dict[str, dict[str, list[str]]] | None = None,
+) -> iam.ManagedPolicy:
+    """What the server may do in AWS: list, read, write and delete artifacts, nothing else."""
+    return iam.ManagedPolicy(
         scope,
         "ArtifactsPolicy",
         description="MLflow artifacts in their own bucket",
         statements=[
-            iam.PolicyStatement(actions=["s3:ListBucket"], resources=[bucket.bucket_arn]),
+            iam.PolicyStatement(actions=["s3:ListBucket"], resources=[bucket], conditions=listing),
             iam.PolicyStatement(
                 actions=[
                     "s3:AbortMultipartUpload",
@@ -60,14 +115,12 @@ def artifacts_policy(scope: Construct, bucket: s3.Bucket, key: kms.Key) -> iam.M
                     "s3:ListMultipartUploadParts",
                     "s3:PutObject",
                 ],
-                resources=[bucket.arn_for_objects("*")],
+                resources=[objects],
             ),
-            iam.PolicyStatement(actions=["kms:Decrypt", "kms:GenerateDataKey"], resources=[key.key_arn]),
+            *(
+                [iam.PolicyStatement(actions=["kms:Decrypt", "kms:GenerateDataKey"], resources=[key])]
+                if key
+                else []
+            ),
         ],
     )
-    acknowledge(
-        policy,
-        "MLflow names the objects; the policy is bound to the five object actions it needs, in its own bucket.",
-        f"IAM5[Resource::{reference(scope, bucket.bucket_arn)}/*]",
-    )
-    return policy

@@ -8,7 +8,7 @@ from aws_cdk import Stack
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
-from stages.artifacts import artifact_bucket, artifacts_policy
+from stages.artifacts import artifact_store
 from stages.database import database_key, database_server
 from stages.settings import Environment
 
@@ -27,7 +27,6 @@ class DataStack(Stack):
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
-        self.bucket, key = artifact_bucket(self)
-        self.artifacts_policy = artifacts_policy(self, self.bucket, key)
+        self.artifacts = artifact_store(self, settings.artifacts)
         self.database_key = database_key(self)
         self.database = database_server(self, prefix, settings.database, vpc, self.database_key)

@@ -124,7 +124,7 @@ class TrackingStack(Stack):
             command="serve",
             ports=[PORT],
             environment={
-                "ARTIFACTS_DESTINATION": f"s3://{self._data.bucket.bucket_name}",
+                "ARTIFACTS_DESTINATION": self._data.artifacts.destination,
                 "DATABASE_SECRET_ARN": self._data.database.master_secret_arn,
                 "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
                 "WORKERS": str(settings.workers),
@@ -185,7 +185,7 @@ class TrackingStack(Stack):
                 "ecs-tasks.amazonaws.com",
                 conditions={"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}},
             ),
-            managed_policies=[self._data.artifacts_policy],
+            managed_policies=[self._data.artifacts.policy],
         )
 
     def _connect(self, service: ecs.FargateService) -> None:

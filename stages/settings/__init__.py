@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints, ValidationError, model_validator
 
+from stages.settings.artifacts import Artifacts
 from stages.settings.compute import Compute
 from stages.settings.database import Database
 from stages.settings.fields import Account, Name, Region, Table, matching
@@ -58,6 +59,7 @@ class Environment(Network, SignIn, Compute, Table):
     region: Region
     smoke_demo: bool
     database: Database
+    artifacts: Artifacts = Artifacts()
     load: Load
 
     @model_validator(mode="after")

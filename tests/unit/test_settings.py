@@ -483,6 +483,34 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'engine = "oracle", instance_class = "m7g.large"',
             'environments.dev.database.engine = "oracle": give "postgres", "mysql", "aurora-postgres" or "aurora-mysql"',
         ),
+        # a bucket that is the platform's own and is not
+        (
+            "smoke_demo = true",
+            'smoke_demo = true\nartifacts = { prefix = "mlflow" }',
+            'environments.dev.artifacts.prefix = "mlflow": is for a bucket that is there already; add bucket, or remove it',
+        ),
+        (
+            "smoke_demo = true",
+            'smoke_demo = true\nartifacts = { bucket = "data-lake" }',
+            "environments.dev.artifacts.prefix: is missing; a bucket that others may use is shared by folder, so name one",
+        ),
+        (
+            "smoke_demo = true",
+            'smoke_demo = true\nartifacts = { bucket = "data-lake", prefix = "mlflow", old_versions_days = 9 }',
+            "environments.dev.artifacts.old_versions_days = 9: the platform changes nothing about a bucket that is there"
+            " already; set it on the bucket, and remove it here",
+        ),
+        (
+            "smoke_demo = true",
+            'smoke_demo = true\nartifacts = { bucket = "s3://data-lake", prefix = "mlflow" }',
+            'environments.dev.artifacts.bucket = "s3://data-lake": write the name of a bucket, without s3://',
+        ),
+        (
+            "smoke_demo = true",
+            'smoke_demo = true\nartifacts = { bucket = "data-lake", prefix = "/mlflow/" }',
+            'environments.dev.artifacts.prefix = "/mlflow/": write a folder such as "teams/mlflow", without slashes at its'
+            " ends",
+        ),
         # environments that do not go together
         (
             'account = "222222222222"\nregion = "eu-west-1"',
