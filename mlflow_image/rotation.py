@@ -3,6 +3,9 @@
 RDS changes a master password that it manages every seven days. A task has read the old one when it started: its open
 connections live on, but each new one would be refused. So a refused sign-in makes the server read the secret again,
 and if the password there is another one, the connection is tried with that.
+
+Who rotates changes the database first and makes the new password the secret's current one later, Secrets Manager in
+steps that take seconds each. In between it stands in the secret as the pending one, so that is tried, too.
 """
 
 import json
@@ -22,7 +25,8 @@ log = logging.getLogger("uvicorn.error")
 REFUSED = ("password authentication failed", "Access denied for user")  # PostgreSQL, MySQL
 # Where a new connection finds the password: libpq looks into the first, `mysql.py` into the second.
 VARIABLE = "MYSQL_PWD" if os.environ.get("DATABASE_ENGINE") == "mysql" else "PGPASSWORD"
-# RDS changes the database and the secret one after the other: a reader can come between.
+CURRENT, PENDING = "AWSCURRENT", "AWSPENDING"
+# Without a pending one, a reader that comes between the two changes has to wait.
 READS = 5
 SECONDS_BETWEEN_READS = 1.0
 
@@ -42,14 +46,23 @@ class Rotation:
             for read in range(READS):
                 if os.environ[VARIABLE] != refused:
                     return True
-                answer = self._secrets.get_secret_value(SecretId=self._secret_arn)
-                os.environ[VARIABLE] = json.loads(answer["SecretString"])["password"]
-                if os.environ[VARIABLE] != refused:
-                    log.info("The database password was rotated; new connections use the new one.")
-                    return True
+                for stage in (CURRENT, PENDING):
+                    password = self._password(stage)
+                    if password not in ("", refused):
+                        os.environ[VARIABLE] = password
+                        log.info("The database password was rotated; new connections use the new one.")
+                        return True
                 if read + 1 < READS:
                     time.sleep(SECONDS_BETWEEN_READS)
             return False
+
+    def _password(self, stage: str) -> str:
+        """The secret's password at a stage; empty if none is there now."""
+        try:
+            answer = self._secrets.get_secret_value(SecretId=self._secret_arn, VersionStage=stage)
+        except self._secrets.exceptions.ResourceNotFoundException:
+            return ""
+        return str(json.loads(answer["SecretString"])["password"])
 
 
 def follow(secret_arn: str) -> None:

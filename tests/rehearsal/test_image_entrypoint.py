@@ -627,6 +627,19 @@ def test_a_rotated_password_is_picked_up_without_a_failed_request(
     assert "was rotated" in task.output
     assert "second" not in task.output
 
+    # Secrets Manager keeps the new one pending until it has been tried, for longer than anybody waits.
+    with postgres.connect() as connection:
+        secrets.put_secret_value(
+            SecretId=arn, SecretString='{"password": "third"}', VersionStages=["AWSPENDING"]
+        )
+        connection.execute("ALTER ROLE rotating PASSWORD 'third'")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotating'"
+        )
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: task.get(f"{RUNS}/get?run_id={run}")[0], range(40)))
+    assert set(answers) == {200}, task.output
+
 
 def test_a_database_that_never_answers_is_reported(start: Start) -> None:
     task = start("x", command=patched("database.CONNECT_SECONDS = 3"), DATABASE_PORT=str(free_port()))
