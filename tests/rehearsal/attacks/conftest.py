@@ -88,7 +88,7 @@ def attacked() -> Iterator[Attacked]:
     postgres = Postgres(folder)
     name = postgres.create("attacked")
     migration = Task(postgres.variables(name), [*ENTRYPOINT, "migrate"])
-    assert migration.ends(180) == 0, migration.output
+    assert migration.ends(600) == 0, migration.output
     migration.stop()
     with s3_server() as s3:
         task = Task({**postgres.variables(name), **s3, "WORKERS": "2", "PYTHONPATH": str(folder)})
