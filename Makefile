@@ -16,7 +16,7 @@ QUICK ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills mariadb browser bench image containers audit rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills rehearsal-tests mariadb browser bench image containers audit rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -65,22 +65,25 @@ unit: synth
 check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cdk-nag, cfn-lint, unit tests
 	@$(MAKE) --no-print-directory -j2 lint unit cfn-lint
 
-# What each drill measured is in .drills.jsonl. The bad releases, with the tests of the rehearsal, take as long as all the
-# other drills, so that two run at a time.
+# What each drill measured is in .drills.jsonl. They wait more than they compute: the tests of the rehearsal, the bad releases
+# and all the other drills go side by side on two cores.
 DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
 BAD_RELEASES := tests/drills/test_bad_releases.py
 
 test: venv synth ## All tests: unit, rehearsal, drills (about 40 minutes); what needs a missing program is skipped
 	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit
 	@rm -f .drills.jsonl
-	@$(MAKE) --no-print-directory -j2 bad-releases other-drills SHORT=tests/rehearsal
+	@$(MAKE) --no-print-directory -j3 bad-releases other-drills rehearsal-tests
 
 drills: venv synth ## The drills alone: what is broken on purpose, in the pipeline, a service, the image
 	@rm -f .drills.jsonl
 	@$(MAKE) --no-print-directory -j2 bad-releases other-drills
 
 bad-releases: # of every kind, in every environment
-	@$(DRILLING) $(SHORT) $(BAD_RELEASES)
+	@$(DRILLING) $(BAD_RELEASES)
+
+rehearsal-tests:
+	@$(DRILLING) tests/rehearsal
 
 other-drills:
 	@$(DRILLING) tests/drills --ignore=$(BAD_RELEASES)
