@@ -17,6 +17,8 @@
 | MLFLOW_SERVER_ALLOWED_HOSTS        | Host headers to answer, port included unless 80 or 443  | private IPs |
 | MLFLOW_SERVER_CORS_ALLOWED_ORIGINS | origins whose pages may write                           | those hosts |
 | MLFLOW_SPEED                       | off: as slow as MLflow's own; or names (`speed.py`)     | all of them |
+| MLFLOW_CRYPTO_KEK_PASSPHRASE       | encrypts the gateway's API keys; the same for all tasks | required    |
+| MLFLOW_FLASK_SERVER_SECRET_KEY     | signs sessions; the same for all tasks                  | required    |
 
 An empty value counts as not set. `migrate` needs the database's variables only, and reads these besides:
 
@@ -71,6 +73,10 @@ NOT_READ = {
     "MLFLOW_DEFAULT_ARTIFACT_ROOT": "set ARTIFACTS_DESTINATION instead",
     "MLFLOW_WORKERS": "set WORKERS instead",
 }
+
+# MLflow reads these itself. Without the first it would encrypt with a passphrase that is in its source code.
+KEYS = ("MLFLOW_CRYPTO_KEK_PASSPHRASE", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+KEY_LENGTH = 32
 
 
 class SettingsError(Exception):
@@ -171,6 +177,15 @@ class _Reader:
             self.problems.append(f"{name} is {value!r}: {mend}.")
         return value
 
+    def key(self, name: str) -> None:
+        """Check a secret without ever repeating it. MLflow's own default passphrase is longer than KEY_LENGTH."""
+        value = self.environment.get(name, "")
+        mend = f"give the same {KEY_LENGTH} or more random characters to all tasks, from the injected secret"
+        if not value:
+            self.problems.append(f"{name} is not set: {mend}.")
+        elif len(value) < KEY_LENGTH or value.startswith("mlflow-default-"):
+            self.problems.append(f"{name} is too short or publicly known: {mend}.")
+
     def number(self, name: str, default: int, low: int, high: int) -> int:
         value = self.environment.get(name) or str(default)
         if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
@@ -268,4 +283,6 @@ def _server(reader: _Reader) -> Server:
         "give origins parted by commas, as in https://mlflow.example.com",
         r"\*|https?://[\w.*:\[\]-]+",
     ) or tuple(f"{scheme}://{host}" for host in hosts if "*" not in host for scheme in ("https", "http"))
+    for name in KEYS:
+        reader.key(name)
     return Server(destination, host, port, workers, hosts, origins)

@@ -1,4 +1,4 @@
-"""What must never be lost: the database and the artifact bucket, each under a key of its own."""
+"""What must never be lost: the database, the artifact bucket and the servers' keys, each under a key of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from constructs import Construct
 
 from stages.artifacts import artifact_store
 from stages.database import database_key, database_server
+from stages.server_keys import ServerKeys
 from stages.settings import Environment
 
 
@@ -30,3 +31,4 @@ class DataStack(Stack):
         self.artifacts = artifact_store(self, settings.artifacts)
         self.database_key = database_key(self)
         self.database = database_server(self, prefix, settings.database, vpc, self.database_key)
+        self.server_keys = ServerKeys(self, "ServerKeys")

@@ -17,6 +17,7 @@ from constructs import Construct
 from stages.data import DataStack
 from stages.database_server import DATABASE_NAME
 from stages.findings import acknowledge
+from stages.server_keys import ServerKeys
 from stages.settings.image import Image
 
 IMAGE_DIRECTORY = Path(__file__).resolve().parent.parent / "mlflow_image"
@@ -41,6 +42,7 @@ class MlflowTask(Construct):
         stop_timeout: Duration,
         log_group_name: str,
         ports: Sequence[int] = (),
+        keys: ServerKeys | None = None,
     ) -> None:
         super().__init__(scope, construct_id)
         self.definition = ecs.FargateTaskDefinition(
@@ -76,6 +78,7 @@ class MlflowTask(Construct):
             secrets={
                 "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
                 "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+                **{name: self._server_key(name, arn) for name, arn in (keys.arns if keys else {}).items()},
             },
             logging=ecs.LogDriver.aws_logs(stream_prefix=command, log_group=self.log_group),
             readonly_root_filesystem=True,
@@ -89,18 +92,21 @@ class MlflowTask(Construct):
             "The environment holds names and addresses only; user and password come from Secrets Manager.",
             "ECS2",
         )
-        self.read_key = iam.PolicyStatement(
-            actions=["kms:Decrypt"],
-            resources=[data.database_key.key_arn],
-            conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
-        )
+        self.read_key = _may_decrypt(data.database_key.key_arn)
         assert self.definition.execution_role is not None
         self.execution_role = self.definition.execution_role
         self.definition.add_to_execution_role_policy(self.read_key)
+        if keys:
+            self.definition.add_to_execution_role_policy(_may_decrypt(keys.key.key_arn))
         acknowledge(
             self.execution_role,
             "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
             "IAM5[Resource::*]",
+        )
+
+    def _server_key(self, name: str, arn: str) -> ecs.Secret:
+        return ecs.Secret.from_secrets_manager(
+            secretsmanager.Secret.from_secret_complete_arn(self, name, arn)
         )
 
 
@@ -119,4 +125,13 @@ def _server_image(scope: Construct, image: Image) -> ecr_assets.DockerImageAsset
         build_args={**base, "REVISION": revision},
         extra_hash=image.base,
         invalidation=ecr_assets.DockerImageAssetInvalidationOptions(build_args=False),
+    )
+
+
+def _may_decrypt(key_arn: str) -> iam.PolicyStatement:
+    """What reading a secret takes besides the right to read it."""
+    return iam.PolicyStatement(
+        actions=["kms:Decrypt"],
+        resources=[key_arn],
+        conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
     )

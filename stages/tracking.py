@@ -121,6 +121,7 @@ class TrackingStack(Stack):
             role=role,
             data=self._data,
             image=self._image,
+            keys=self._data.server_keys,
             command="serve",
             ports=[PORT],
             environment={

@@ -146,7 +146,12 @@ class Release:
     def serve(self, place: Mapping[str, str], **variables: str) -> Server:
         """The image's `serve`."""
         port = free_port()
-        where = {"MLFLOW_HOST": "127.0.0.1", "MLFLOW_PORT": str(port)}
+        where = {
+            "MLFLOW_HOST": "127.0.0.1",
+            "MLFLOW_PORT": str(port),
+            "MLFLOW_CRYPTO_KEK_PASSPHRASE": "drill" * 8,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "drill" * 8,
+        }
         return Server(
             [str(self.python), str(self.image / "entrypoint.py"), "serve"],
             self._variables(place, where, variables),

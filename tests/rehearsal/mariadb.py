@@ -14,6 +14,8 @@ from typing import Any
 
 import pymysql
 
+from .test_image_entrypoint import KEYS
+
 PASSWORD = "p@:/%w'\" ü#?&$;="
 PROGRAM = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/libexec")
 INSTALL = shutil.which("mariadb-install-db", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -107,6 +109,7 @@ class MariaDB:
             "DATABASE_NAME": name,
             "DATABASE_USER": "mlflow",
             "DATABASE_PASSWORD": PASSWORD,
+            **KEYS,
         }
 
     def stop(self) -> None:

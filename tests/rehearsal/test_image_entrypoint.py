@@ -33,6 +33,8 @@ import database
 import server
 import settings
 
+# As Secrets Manager makes them.
+KEYS = {"MLFLOW_CRYPTO_KEK_PASSPHRASE": "kEk7" * 12, "MLFLOW_FLASK_SERVER_SECRET_KEY": "fLk5" * 12}
 PASSWORD = "p@:/%w'\" \\ü#?&$;="
 BUCKET = "artifacts-of-the-image-tests"
 IMAGE = Path(server.__file__).parent
@@ -110,6 +112,7 @@ class Postgres:
             "DATABASE_NAME": name,
             "DATABASE_USER": "postgres",
             "DATABASE_PASSWORD": PASSWORD,
+            **KEYS,
         }
 
 
@@ -677,6 +680,13 @@ def test_wrong_settings_are_reported_at_once(start: Start) -> None:
     task = start("x", WORKERS="many", ARTIFACTS_DESTINATION="/var/artifacts")
     assert task.ends() == 2
     assert [line.split()[0] for line in task.output.splitlines()] == ["ARTIFACTS_DESTINATION", "WORKERS"]
+    keyless = start("x", MLFLOW_CRYPTO_KEK_PASSPHRASE="", MLFLOW_FLASK_SERVER_SECRET_KEY="short")
+    assert keyless.ends() == 2
+    first, second = keyless.output.splitlines()
+    assert first.startswith(
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE is not set: give the same 32 or more random characters"
+    )
+    assert second.startswith("MLFLOW_FLASK_SERVER_SECRET_KEY is too short")
     unknown = start("x", "mgrate")
     assert unknown.ends() == 2
     assert "give serve or migrate" in unknown.output

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from .assembly import Assembly, Platform, Resource, as_list
+from .assembly import ROOT, Assembly, Platform, Resource, as_list
+
+sys.path.insert(0, str(ROOT / "mlflow_image"))
+
+import settings as image_settings
 
 
 @pytest.fixture
@@ -105,13 +110,23 @@ def test_every_bucket_is_private_and_speaks_tls_only(platform: Platform) -> None
 def test_every_key_rotates_and_belongs_to_its_account(platform: Platform) -> None:
     for key in platform.all("AWS::KMS::Key"):
         assert key.properties["EnableKeyRotation"] is True
-        (statement,) = key.properties["KeyPolicy"]["Statement"]
-        assert statement["Principal"] == {"AWS": f"arn:aws:iam::{platform.settings.account}:root"}
+        for statement in key.properties["KeyPolicy"]["Statement"]:
+            assert statement["Principal"] == {"AWS": f"arn:aws:iam::{platform.settings.account}:root"}
 
 
 def test_keys_of_data_outlive_the_stack(platform: Platform) -> None:
-    for key in ("data/DatabaseKey", "data/ArtifactsKey"):
+    for key in ("data/DatabaseKey", "data/ArtifactsKey", "data/ServerKeys/Key"):
         assert platform.at(key).deletion_policy == "Retain"
+
+
+@pytest.mark.parametrize("name", ["GatewayPassphrase", "SessionKey"])
+def test_the_servers_keys_are_generated_encrypted_and_kept(platform: Platform, name: str) -> None:
+    secret = platform.at(f"data/ServerKeys/{name}")
+    assert secret.deletion_policy == "Retain"
+    assert secret.properties["KmsKeyId"] == "<data/ServerKeys/Key.Arn>"
+    generated = secret.properties["GenerateSecretString"]
+    assert generated == {"ExcludePunctuation": True, "PasswordLength": 48}
+    assert generated["PasswordLength"] >= image_settings.KEY_LENGTH
 
 
 SECRET = re.compile(

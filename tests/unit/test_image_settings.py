@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "mlflow_image"))
 
@@ -16,6 +17,8 @@ GOOD = {
     "DATABASE_USER": "mlflow_admin",
     "DATABASE_PASSWORD": "p@:/%w'\" #?&",
     "ARTIFACTS_DESTINATION": "s3://artifacts-111111111111/mlflow",
+    "MLFLOW_CRYPTO_KEK_PASSPHRASE": "p" * 32,
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "s" * 32,
 }
 
 
@@ -61,7 +64,17 @@ def test_every_missing_variable_is_named_at_once() -> None:
         "DATABASE_USER",
         "DATABASE_PASSWORD",
         "ARTIFACTS_DESTINATION",
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
     ]
+
+
+@pytest.mark.parametrize("name", settings.KEYS)
+@pytest.mark.parametrize("value", ["tell-nobody", DEFAULT_KEK_PASSPHRASE])
+def test_a_weak_key_is_refused_and_not_repeated(name: str, value: str) -> None:
+    (problem,) = problems(**{name: value})
+    assert problem.startswith(f"{name} is too short or publicly known: give the same 32 or more")
+    assert value not in problem
 
 
 def test_migrate_needs_the_database_only() -> None:

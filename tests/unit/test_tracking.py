@@ -92,6 +92,12 @@ def test_the_execution_role_may_start_a_task_and_no_more(platform: Platform) -> 
         ("secretsmanager:DescribeSecret", secret, {}),
         ("secretsmanager:GetSecretValue", secret, {}),
         ("kms:Decrypt", "<data/DatabaseKey.Arn>", by_secrets_manager),
+        *(
+            (f"secretsmanager:{action}", f"<data/ServerKeys/{key}>", {})
+            for action in ("DescribeSecret", "GetSecretValue")
+            for key in ("GatewayPassphrase", "SessionKey")
+        ),
+        ("kms:Decrypt", "<data/ServerKeys/Key.Arn>", by_secrets_manager),
     ]
     assert in_order(platform.permissions("tracking/Task/Definition/ExecutionRole")) == in_order(expected)
 
@@ -140,11 +146,13 @@ def variables(container: Json) -> dict[str, str]:
     return {variable["Name"]: variable["Value"] for variable in container["Environment"]}
 
 
-def test_user_and_password_come_from_the_secret(container: Json) -> None:
+def test_password_and_keys_come_from_secrets(container: Json) -> None:
     secret = "<data/Database.MasterUserSecret.SecretArn>"
     assert {s["Name"]: s["ValueFrom"] for s in container["Secrets"]} == {
         "DATABASE_USER": f"{secret}:username::",
         "DATABASE_PASSWORD": f"{secret}:password::",
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE": "<data/ServerKeys/GatewayPassphrase>",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "<data/ServerKeys/SessionKey>",
     }
 
 
