@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,9 @@ DEPLOYMENT_SECONDS = 20 * 60
 """How long a deployment may take before CloudFormation gives up on it. AWS waits three hours; nothing here is so slow."""
 
 LOG_LINES = 25
+
+_OTHER_REGISTRY = re.compile(r"(?!\d{12}\.dkr\.ecr\.)[\w-]+(\.[\w-]+)+/")
+"""How an image's name begins that is in a registry on the internet, not the account's own."""
 
 
 def host(place: Place) -> HostClient:
@@ -227,14 +231,15 @@ def _own_containers(place: Place, properties: Properties) -> Properties:
     """
     own = []
     for container in properties["ContainerDefinitions"]:
-        if ".dkr.ecr." not in container["Image"]:
+        if _OTHER_REGISTRY.match(container["Image"]):
             place.progress(
                 f"container {container['Name']} is declared, not rehearsed: its image {container['Image']}"
                 " is not the platform's"
             )
             continue
         for secret in container.get("Secrets", []):
-            _stand_in(place, secret["ValueFrom"])
+            if ":secretsmanager:" in secret["ValueFrom"]:
+                _stand_in(place, secret["ValueFrom"])
         own.append(container)
     return {**properties, "ContainerDefinitions": own}
 
