@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import asdict
@@ -225,10 +224,7 @@ class TaskDefinition:
 
 
 def _own_containers(place: Place, properties: Properties) -> Properties:
-    """The task definition without containers of images that are not the platform's own: no registry is asked here.
-
-    Secrets that no template makes are the user's own and exist in the real account alone: a made-up value stands in.
-    """
+    """The task definition without what only the real world has: images of other registries, secrets of the user's own."""
     own = []
     for container in properties["ContainerDefinitions"]:
         if _OTHER_REGISTRY.match(container["Image"]):
@@ -236,23 +232,25 @@ def _own_containers(place: Place, properties: Properties) -> Properties:
                 f"container {container['Name']} is declared, not rehearsed: its image {container['Image']}"
                 " is not the platform's"
             )
-            continue
-        for secret in container.get("Secrets", []):
-            if ":secretsmanager:" in secret["ValueFrom"]:
-                _stand_in(place, secret["ValueFrom"])
-        own.append(container)
+        else:
+            secrets = [entry for entry in container.get("Secrets", []) if _is_there(place, entry)]
+            own.append({**container, "Secrets": secrets} if "Secrets" in container else container)
     return {**properties, "ContainerDefinitions": own}
 
 
-def _stand_in(place: Place, value_from: str) -> None:
-    arn, key = ":".join(value_from.split(":")[:7]), (value_from.split(":") + [""] * 8)[7]
-    secrets = place.client("secretsmanager")
+def _is_there(place: Place, entry: Properties) -> bool:
+    """Whether the secret of a variable exists in the rehearsed account. No template makes those of the user's own."""
+    if ":secretsmanager:" not in entry["ValueFrom"]:
+        return True
+    client = place.client("secretsmanager")
     try:
-        secrets.describe_secret(SecretId=arn)
-    except secrets.exceptions.ResourceNotFoundException:
-        name = arn.rpartition(":secret:")[2][: -len("-123456")]
-        secrets.create_secret(Name=name, SecretString=json.dumps({key: "made-up"}) if key else "made-up")
-        place.progress(f"secret {name} is not made by the platform: a made-up value stands in for it")
+        client.describe_secret(SecretId=":".join(entry["ValueFrom"].split(":")[:7]))
+    except client.exceptions.ResourceNotFoundException:
+        place.progress(
+            f"variable {entry['Name']} is declared, not rehearsed: no template makes its secret {entry['ValueFrom']}"
+        )
+        return False
+    return True
 
 
 class Service:
