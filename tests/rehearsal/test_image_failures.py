@@ -124,7 +124,7 @@ def test_a_frozen_mariadb_holds_no_request_for_ever(s3: dict[str, str]) -> None:
     try:
         variables = {**mariadb.variables(mariadb.create("frozen")), **s3}
         tasks.append(Task({**variables, "MIGRATE_WITHOUT_SNAPSHOT": "true"}, [*ENTRYPOINT, "migrate"]))
-        assert tasks[0].ends() == 0, tasks[0].output
+        assert tasks[0].ends(300) == 0, tasks[0].output
         tasks.append(Task(variables, patched(SHORT)))
         outlives_a_freeze(tasks[1].wait_healthy(), mariadb.process.pid)
         with mariadb.connect() as connection, connection.cursor() as cursor:
