@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -85,16 +86,15 @@ def attacked() -> Iterator[Attacked]:
     folder = Path(tempfile.mkdtemp(prefix="image-attacks-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user when the tests run as root
     (folder / "sitecustomize.py").write_text(DNS, encoding="utf-8")
-    postgres = Postgres(folder)
-    name = postgres.create("attacked")
-    migration = Task(postgres.variables(name), [*ENTRYPOINT, "migrate"])
-    assert migration.ends(600) == 0, migration.output
-    migration.stop()
-    with s3_server() as s3:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        postgres = Postgres(folder)
+        stack.callback(postgres.stop)
+        name = postgres.create("attacked")
+        migration = Task(postgres.variables(name), [*ENTRYPOINT, "migrate"])
+        stack.callback(migration.stop)
+        assert migration.ends(600) == 0, migration.output
+        s3 = stack.enter_context(s3_server())
         task = Task({**postgres.variables(name), **s3, "WORKERS": "2", "PYTHONPATH": str(folder)})
-        try:
-            yield Attacked(task.wait_healthy(), postgres, name, s3)
-        finally:
-            task.stop()
-            postgres.stop()
-            shutil.rmtree(folder, ignore_errors=True)
+        stack.callback(task.stop)
+        yield Attacked(task.wait_healthy(), postgres, name, s3)
