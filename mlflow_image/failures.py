@@ -58,7 +58,7 @@ def hide_details() -> None:
     def handle(context: ExceptionContext) -> StatementError | None:
         error = context.sqlalchemy_exception
         # A connection that turns out to be stale before its use is replaced; nobody sees that error.
-        if error is None or context.is_pre_ping:
+        if error is None or (context.is_pre_ping and context.is_disconnect):
             return None
         if context.is_disconnect or (isinstance(error, DBAPIError) and _classes(error) & UNAVAILABLE):
             error = _operational(error)

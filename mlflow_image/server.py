@@ -171,6 +171,7 @@ def application() -> Any:
     failures.hide_details()
     failures.answer(app, flask)
     deadlines.bound()
+    _without_basic_auth()
     guard.relax()
     guard.add_details(app)
     ready.add(app, os.environ["_MLFLOW_SERVER_FILE_STORE"], os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
@@ -189,6 +190,16 @@ def application() -> Any:
         validate_sql_trace_rollup_startup(os.environ["_MLFLOW_SERVER_FILE_STORE"])
     speed.apply(app)
     return app
+
+
+def _without_basic_auth() -> None:
+    """Make MLflow's import of its basic auth fail at once, where what that needs is not installed.
+
+    Each search of runs imports it anew, in vain: some 50 ms of work, and when two do so at the same time, one may meet a
+    module that is half there, so that its request fails.
+    """
+    if find_spec("flask_wtf") is None:
+        sys.modules["mlflow.server.auth"] = None  # type: ignore[assignment]  # Python's own way to say: not there
 
 
 def _prepare_nothing() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -269,6 +271,33 @@ def test_mlflow_blames_the_client_when_the_pool_is_exhausted() -> None:
     """_Pool in deadlines.py"""
     error = told_by_mlflow(NoConnectionError("QueuePool limit of size 5 overflow 5 reached"))
     assert error.get_http_status_code() == 400
+
+
+def test_mlflow_imports_its_basic_auth_in_vain_with_each_search_of_runs() -> None:
+    """`_without_basic_auth` in server.py"""
+    assert "from mlflow.server import auth" in inspect.getsource(handlers.search_runs_impl)
+    program = "{}\nfor _ in range(3):\n try:\n  from mlflow.server import auth\n except ImportError: pass\nprint(made)"
+    count = """
+import importlib.abc, sys
+import mlflow.server.handlers
+made = 0
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        global made
+        made += name == "mlflow.server.auth"
+sys.meta_path.insert(0, Finder())
+"""
+    ours = f"{count}\nsys.path.insert(0, {str(IMAGE)!r})\nimport server\nserver._without_basic_auth()"
+    made = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program.format(begin)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for begin in (count, ours)
+    ]
+    assert made == ["3", "0"]
 
 
 def psycopg_refusal() -> Exception:
