@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # The largest that a client of MLflow sends is a batch of spans with images in them. MLflow bounds a batch of metrics to
 # 1 MB, and what the UI uploads to 10 MB.
 LARGEST_BODY = 32 * 2**20
-UPLOADS = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
+ARTIFACTS = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
 CHUNK = 2**20
 
 
@@ -42,7 +42,7 @@ class BoundedBodies:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        uploads = scope["type"] == "http" and scope["method"] == "PUT" and scope["path"].startswith(UPLOADS)
+        uploads = scope["type"] == "http" and scope["method"] == "PUT" and scope["path"].startswith(ARTIFACTS)
         if scope["type"] != "http" or uploads:
             await self.app(scope, receive, send)
             return

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio.to_thread
 from botocore.exceptions import BotoCoreError, ClientError
+from limits import ARTIFACTS
 from mlflow.exceptions import MlflowException
 from mlflow.server import artifact_router
 from mlflow.store.artifact import s3_artifact_repo
@@ -26,7 +27,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-PREFIXES = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
 # In memory for each request of which forty run at once. A larger one is worth a transfer manager.
 SMALL = 2 << 20
 
@@ -44,7 +44,7 @@ class _Download(BaseRoute):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http" and scope["method"] == "GET" and not scope["path"].endswith("/"):
             path = scope["path"]
-            for prefix in PREFIXES:
+            for prefix in ARTIFACTS:
                 if path.startswith(prefix):
                     return Match.FULL, {"path_params": {"artifact_path": path.removeprefix(prefix)}}
         return Match.NONE, {}

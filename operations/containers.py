@@ -43,9 +43,7 @@ class Engine:
         """Whether it runs containers, too."""
         return self.program != "buildah"
 
-    def build(
-        self, context: Path, *, tag: str, arguments: Mapping[str, str], epoch: int, quiet: bool = False
-    ) -> None:
+    def build(self, context: Path, *, tag: str, arguments: Mapping[str, str], epoch: int) -> None:
         """Build the Dockerfile of `context`. `epoch`, in seconds, is when the image says that it was made.
 
         Raises:
@@ -53,8 +51,6 @@ class Engine:
         """
         told = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         command = [self.program, "build", f"--tag={tag}", *self._making(epoch), *told, *secrets()]
-        if quiet:
-            command.append("--quiet")
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
         if subprocess.run([*command, str(context)], env=environment).returncode != 0:
             raise BuildFailed(f"{self.program} could not build {context}: see above")

@@ -40,7 +40,7 @@ def last_commit(folder: Path) -> Commit:
     return Commit(f"{revision}-changed" if git("status", "--porcelain") else revision, int(epoch))
 
 
-def build(engine: Engine, tag: str = TAG, context: Path = CONTEXT, *, quiet: bool = False) -> None:
+def build(engine: Engine, tag: str = TAG, context: Path = CONTEXT) -> None:
     """Build the image and call it `tag`.
 
     Raises:
@@ -50,7 +50,7 @@ def build(engine: Engine, tag: str = TAG, context: Path = CONTEXT, *, quiet: boo
     commit = last_commit(context)
     base = load_settings().image.base
     arguments = {"REVISION": commit.revision, **({"PYTHON_IMAGE": base} if base else {})}
-    engine.build(context, tag=tag, arguments=arguments, epoch=commit.epoch, quiet=quiet)
+    engine.build(context, tag=tag, arguments=arguments, epoch=commit.epoch)
 
 
 def main() -> int:

@@ -66,7 +66,16 @@ class JwtValidationConfig(Properties):
     additional_claims: list[AdditionalClaim] = Field(default_factory=list)
 
 
-class AuthenticateOidcConfig(Properties):
+class _Session(Properties):
+    """What people are asked for, and how long it lasts, wherever they sign in."""
+
+    scope: str = "openid"
+    session_cookie_name: str = "AWSELBAuthSessionCookie"
+    session_timeout: int = 604800
+    on_unauthenticated_request: Literal["authenticate", "allow", "deny"] = "authenticate"
+
+
+class AuthenticateOidcConfig(_Session):
     """Where people sign in, and as which client this load balancer is known there."""
 
     issuer: str
@@ -75,22 +84,14 @@ class AuthenticateOidcConfig(Properties):
     user_info_endpoint: str
     client_id: str
     client_secret: str
-    scope: str = "openid"
-    session_cookie_name: str = "AWSELBAuthSessionCookie"
-    session_timeout: int = 604800
-    on_unauthenticated_request: Literal["authenticate", "allow", "deny"] = "authenticate"
 
 
-class AuthenticateCognitoConfig(Properties):
+class AuthenticateCognitoConfig(_Session):
     """The same, of a user pool of the account."""
 
     user_pool_arn: str
     user_pool_client_id: str
     user_pool_domain: str
-    scope: str = "openid"
-    session_cookie_name: str = "AWSELBAuthSessionCookie"
-    session_timeout: int = 604800
-    on_unauthenticated_request: Literal["authenticate", "allow", "deny"] = "authenticate"
 
 
 class Provider:

@@ -20,7 +20,7 @@ from stages.database_server import (
     Dialect,
     Site,
     Snapshots,
-    acknowledge_monitoring,
+    acknowledge_server,
     export_logs,
 )
 from stages.findings import acknowledge
@@ -104,18 +104,7 @@ class Clusters:
             removal_policy=RemovalPolicy.RETAIN,
         )
         export_logs(cluster, site, construct_id, f"cluster/{identifier}", self._dialect)
-        acknowledge_monitoring(cluster)
-        if not settings.deletion_protection:
-            acknowledge(
-                cluster,
-                "The settings choose to leave this environment's database deletable by hand; this stack never deletes it.",
-                "RDS10",
-            )
-        acknowledge(
-            cluster,
-            "An obscure port hides nothing inside isolated subnets whose security group admits the tasks alone.",
-            "RDS11",
-        )
+        acknowledge_server(cluster, deletion_protection=settings.deletion_protection)
         acknowledge(
             cluster,
             "The server signs in with a password that only Secrets Manager, RDS and the tasks know, and that is rotated.",

@@ -21,7 +21,7 @@ from stages.database_server import (
     Dialect,
     Site,
     Snapshots,
-    acknowledge_monitoring,
+    acknowledge_server,
     export_logs,
 )
 from stages.findings import acknowledge
@@ -97,24 +97,13 @@ class Instances:
             removal_policy=RemovalPolicy.RETAIN,
         )
         export_logs(instance, site, construct_id, f"instance/{identifier}", self._dialect)
-        acknowledge_monitoring(instance)
-        if not settings.deletion_protection:
-            acknowledge(
-                instance,
-                "The settings choose to leave this environment's database deletable by hand; this stack never deletes it.",
-                "RDS10",
-            )
+        acknowledge_server(instance, deletion_protection=settings.deletion_protection)
         if not settings.multi_az:
             acknowledge(
                 instance,
                 "The settings choose one zone for this environment: no standby is paid for here.",
                 "RDS3",
             )
-        acknowledge(
-            instance,
-            "An obscure port hides nothing inside isolated subnets whose security group admits the tasks alone.",
-            "RDS11",
-        )
         if snapshot:
             _restore(instance, snapshot)
         return self._server(instance)

@@ -125,10 +125,21 @@ def export_logs(server: Construct, site: Site, construct_id: str, of: str, diale
         server.node.add_dependency(group)
 
 
-def acknowledge_monitoring(server: Construct) -> None:
-    """Accept the role by which RDS writes enhanced monitoring."""
+def acknowledge_server(server: Construct, *, deletion_protection: bool) -> None:
+    """Accept what cdk-nag finds in every kind of server, beside the reason for it."""
     acknowledge(
         server,
         "Enhanced monitoring is written by RDS itself; AWS keeps the policy that its role needs for exactly that.",
         "IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonRDSEnhancedMonitoringRole]",
+    )
+    if not deletion_protection:
+        acknowledge(
+            server,
+            "The settings choose to leave this environment's database deletable by hand; this stack never deletes it.",
+            "RDS10",
+        )
+    acknowledge(
+        server,
+        "An obscure port hides nothing inside isolated subnets whose security group admits the tasks alone.",
+        "RDS11",
     )
