@@ -26,12 +26,19 @@ def test_wrong_settings_are_refused_in_one_sentence(refused: Release) -> None:
 def test_a_finding_that_nobody_acknowledged_fails_the_build(workspace: Workspace, base: Release) -> None:
     """A bucket that takes plain HTTP: Build fails and names the bucket; nothing is deployed anywhere."""
     before = {name: workspace.stacks(name) for name in base.environments}
-    careless = Edit(
-        "stages/data.py",
-        "        self.bucket = self._artifacts()\n",
-        '        self.bucket = self._artifacts()\n        s3.Bucket(self, "Careless")\n',
+    careless = (
+        Edit(
+            "stages/data.py",
+            "from aws_cdk import aws_ec2 as ec2\n",
+            "from aws_cdk import aws_ec2 as ec2, aws_s3 as s3\n",
+        ),
+        Edit(
+            "stages/data.py",
+            "        self.artifacts = artifact_store(self, settings.artifacts)\n",
+            '        self.artifacts = artifact_store(self, settings.artifacts)\n        s3.Bucket(self, "Careless")\n',
+        ),
     )
-    release = workspace.release("A careless bucket", careless, approve=True)
+    release = workspace.release("A careless bucket", *careless, approve=True)
     assert release.status != 0
     assert release.stopped_at == ("Build", "Check")
     assert "AwsSolutions-S10" in release.output
