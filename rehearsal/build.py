@@ -36,6 +36,8 @@ KEPT_PREFIXES = ("PIP_", "UV_", "npm_config_", "NPM_CONFIG_", "JSII_")
 No AWS, no secrets.
 """
 
+LEFT_OUT: Mapping[str, str] = {"PACKAGES": "packages come from where this machine gets them"}
+"""Variables of a project that name what is declared alone, and what a build does without each."""
 
 _PHASE: Mapping[str, Any] = {"commands": None, "runtime-versions": None, "on-failure": None}
 _UNKNOWN = object()
@@ -151,7 +153,8 @@ class Builder:
                 raise BuildFailed(
                     f"variable {variable['Name']}: {variable['Type']} is not rehearsed; PLAINTEXT is"
                 )
-            declared[variable["Name"]] = str(variable["Value"])
+            if variable["Name"] not in LEFT_OUT:
+                declared[variable["Name"]] = str(variable["Value"])
         if build.project["Environment"].get("PrivilegedMode"):
             _docker(tools)
         temporary = build.directory / "tmp"

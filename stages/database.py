@@ -18,6 +18,7 @@ from stages.database_cluster import ENGINES as CLUSTERS
 from stages.database_cluster import Clusters
 from stages.database_instance import Instances
 from stages.database_server import DatabaseServer, Site
+from stages.network import ISOLATED
 from stages.settings.database import Database
 
 
@@ -40,7 +41,7 @@ def database_server(
         scope=scope,
         prefix=prefix,
         vpc=vpc,
-        subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED),
+        subnets=ISOLATED,
         group=ec2.SecurityGroup(
             scope, "DatabaseGroup", vpc=vpc, description="MLflow database", allow_all_outbound=False
         ),

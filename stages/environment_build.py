@@ -11,6 +11,7 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from stages.findings import acknowledge, reference
+from stages.network import PRIVATE, NetworkStack
 from stages.settings import Settings
 from stages.toolchain import BUILD_IMAGE
 
@@ -53,13 +54,14 @@ class EnvironmentBuild(Construct):
         description: str,
         build_spec: str,
         variables: dict[str, str],
-        vpc: ec2.IVpc,
+        network: NetworkStack,
         group: ec2.ISecurityGroup,
         key: kms.IKey,
         timeout: Duration,
     ) -> None:
         super().__init__(scope, name.title())
         self._settings = settings
+        packages = network.packages
         self.role = iam.Role(
             self,
             "Role",
@@ -78,11 +80,12 @@ class EnvironmentBuild(Construct):
                 build_image=BUILD_IMAGE, compute_type=codebuild.ComputeType.MEDIUM
             ),
             environment_variables={
-                name: codebuild.BuildEnvironmentVariable(value=value) for name, value in variables.items()
+                name: codebuild.BuildEnvironmentVariable(value=value)
+                for name, value in {**variables, **(packages.variables if packages else {})}.items()
             },
             encryption_key=key,
-            vpc=vpc,
-            subnet_selection=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS),
+            vpc=network.vpc,
+            subnet_selection=PRIVATE,
             security_groups=[group],
             timeout=timeout,
             logging=codebuild.LoggingOptions(
@@ -98,6 +101,8 @@ class EnvironmentBuild(Construct):
             ),
         )
         self._read_source()
+        if packages:
+            packages.admit(self.role)
         self._starter(prefix, name)
         self._acknowledge()
 

@@ -77,7 +77,7 @@ class GatesStack(Stack):
                 description=f"{gate.title()} gate",
                 build_spec=f"{gate}_tests/buildspec.yml",
                 variables={"MLFLOW_TRACKING_URI": url, **variables, **_token_variables(tokens)},
-                vpc=network.vpc,
+                network=network,
                 group=self._group,
                 key=key,
                 timeout=Duration.minutes(90),
@@ -118,9 +118,7 @@ class GatesStack(Stack):
                 acknowledge(
                     rule, "One address, this network's own NAT gateway; cdk-nag cannot see it yet.", "EC23"
                 )
-        self._group.connections.allow_to(
-            ec2.Peer.any_ipv4(), ec2.Port.HTTPS, "Python packages, the release's source, CloudWatch Logs"
-        )
+        network.let_out(self._group, "Python packages, the source of the release, CloudWatch Logs")
 
 
 def _token_variables(tokens: Tokens | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from stages.data import DataStack
 from stages.environment_build import EnvironmentBuild
 from stages.findings import acknowledge, reference
 from stages.mlflow_task import MlflowTask
-from stages.network import NetworkStack
+from stages.network import PRIVATE, NetworkStack
 from stages.settings import Environment, Settings
 
 MIGRATE = "migrate"
@@ -63,13 +63,15 @@ class MigrationStack(Stack):
         )
         group = self._group(network, "MigrationGroup", "The migration task", "AWS APIs, the image")
         group.connections.allow_to(
-            data.database.connections, ec2.Port.tcp(data.database.dialect.port), "The migration's database"
+            data.database.connections,
+            ec2.Port.tcp(data.database.dialect.port),
+            "The database that is migrated",
         )
         build_group = self._group(
             network,
             "BuildGroup",
             "The build that starts the migration task",
-            "AWS APIs, Python packages, the release's source",
+            "AWS APIs, Python packages, the source of the release",
         )
         self._role = iam.Role(
             self,
@@ -79,7 +81,7 @@ class MigrationStack(Stack):
         )
         self._allow_snapshots(environment.database.restore_from)
         self._task = self._migration_task(settings, environment)
-        subnets = network.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
+        subnets = network.vpc.select_subnets(subnet_group_name=PRIVATE.subnet_group_name)
         build = EnvironmentBuild(
             self,
             MIGRATE,
@@ -101,7 +103,7 @@ class MigrationStack(Stack):
                     else {}
                 ),
             },
-            vpc=network.vpc,
+            network=network,
             group=build_group,
             key=kms.Key(
                 self,
@@ -121,7 +123,7 @@ class MigrationStack(Stack):
         group = ec2.SecurityGroup(
             self, construct_id, vpc=network.vpc, description=description, allow_all_outbound=False
         )
-        group.connections.allow_to(ec2.Peer.any_ipv4(), ec2.Port.HTTPS, calls)
+        network.let_out(group, calls)
         return group
 
     def _migration_task(self, settings: Settings, environment: Environment) -> MlflowTask:

@@ -28,7 +28,14 @@ class PlatformStage(Stage):
         super().__init__(scope, construct_id, env=AwsEnvironment(account=own.account, region=own.region))
         prefix = f"{settings.name}-{environment}"
 
-        network = NetworkStack(self, "Network", stack_name=f"{prefix}-network", settings=own)
+        network = NetworkStack(
+            self,
+            "Network",
+            stack_name=f"{prefix}-network",
+            prefix=prefix,
+            settings=settings,
+            environment=own,
+        )
         data = DataStack(
             self, "Data", stack_name=f"{prefix}-data", prefix=prefix, settings=own, vpc=network.vpc
         )
@@ -49,7 +56,7 @@ class PlatformStage(Stage):
             stack_name=f"{prefix}-tracking",
             prefix=prefix,
             settings=own,
-            vpc=network.vpc,
+            network=network,
             data=data,
             sign_in=sign_in,
             image=settings.image,

@@ -18,6 +18,7 @@ from stages.data import DataStack
 from stages.findings import acknowledge
 from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
+from stages.network import PRIVATE, PUBLIC, NetworkStack
 from stages.scaling import scale
 from stages.settings import Environment
 from stages.settings.image import Image
@@ -48,7 +49,7 @@ class TrackingStack(Stack):
         *,
         prefix: str,
         settings: Environment,
-        vpc: ec2.IVpc,
+        network: NetworkStack,
         data: DataStack,
         sign_in: SignIn | None,
         image: Image,
@@ -58,7 +59,7 @@ class TrackingStack(Stack):
         self._prefix = prefix
         self._settings = settings
         self._image = image
-        self._vpc = vpc
+        self._network = network
         self._data = data
         self._sign_in = sign_in
 
@@ -80,7 +81,11 @@ class TrackingStack(Stack):
     def _load_balancer(self) -> elb.ApplicationLoadBalancer:
         public = self._settings.exposure == "internet-facing"
         group = ec2.SecurityGroup(
-            self, "BalancerGroup", vpc=self._vpc, description="MLflow load balancer", allow_all_outbound=False
+            self,
+            "BalancerGroup",
+            vpc=self._network.vpc,
+            description="MLflow load balancer",
+            allow_all_outbound=False,
         )
         if EVERYBODY in self._settings.ingress_cidrs:
             acknowledge(group, "The settings say so, and everybody has to sign in.", "EC23")
@@ -88,10 +93,8 @@ class TrackingStack(Stack):
             self,
             "LoadBalancer",
             load_balancer_name=self._prefix,
-            vpc=self._vpc,
-            vpc_subnets=ec2.SubnetSelection(
-                subnet_type=ec2.SubnetType.PUBLIC if public else ec2.SubnetType.PRIVATE_WITH_EGRESS
-            ),
+            vpc=self._network.vpc,
+            vpc_subnets=PUBLIC if public else PRIVATE,
             internet_facing=public,
             security_group=group,
             idle_timeout=BALANCER_IDLE_TIMEOUT,
@@ -107,7 +110,7 @@ class TrackingStack(Stack):
             self,
             "Cluster",
             cluster_name=self._prefix,
-            vpc=self._vpc,
+            vpc=self._network.vpc,
             container_insights_v2=ecs.ContainerInsights.ENABLED,
             enable_fargate_capacity_providers=settings.capacity == "spot",
         )
@@ -164,12 +167,12 @@ class TrackingStack(Stack):
             max_healthy_percent=200,
             circuit_breaker=ecs.DeploymentCircuitBreaker(enable=True, rollback=True),
             health_check_grace_period=STARTUP_GRACE,
-            vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS),
+            vpc_subnets=PRIVATE,
             security_groups=[
                 ec2.SecurityGroup(
                     self,
                     "ServiceGroup",
-                    vpc=self._vpc,
+                    vpc=self._network.vpc,
                     description="MLflow tasks",
                     allow_all_outbound=False,
                 )
@@ -195,16 +198,14 @@ class TrackingStack(Stack):
             ec2.Port.tcp(self._data.database.dialect.port),
             "MLflow tasks to their database",
         )
-        service.connections.allow_to(
-            ec2.Peer.any_ipv4(), ec2.Port.HTTPS, "AWS APIs: S3, Secrets Manager, ECR, CloudWatch Logs"
-        )
+        self._network.let_out(service, "AWS APIs: S3, Secrets Manager, ECR, CloudWatch Logs")
 
     def _listen(self, service: ecs.FargateService) -> elb.ApplicationTargetGroup:
         targets = elb.ApplicationTargetGroup(
             self,
             "Targets",
             target_group_name=self._prefix,
-            vpc=self._vpc,
+            vpc=self._network.vpc,
             port=PORT,
             protocol=elb.ApplicationProtocol.HTTP,
             targets=[service],

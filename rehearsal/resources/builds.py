@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rehearsal.build import LEFT_OUT
 from rehearsal.cloudformation import Physical, Place, Properties, Resource
 
 
@@ -11,6 +12,9 @@ class BuildProject:
     def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
         """Its name is its id."""
         name = properties.get("Name") or place.name(logical_id)
+        for variable in properties.get("Environment", {}).get("EnvironmentVariables", []):
+            if instead := LEFT_OUT.get(variable["Name"]):
+                place.progress(f"variable {variable['Name']} of {name} is declared, not rehearsed: {instead}")
         return Physical(name, {"Arn": place.arn("codebuild", f"project/{name}")})
 
     def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:

@@ -73,6 +73,44 @@ class Environment(Network, SignIn, Compute, Table):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _vpc_fits(self) -> Environment:
+        if self.vpc is None:
+            return self
+        for zone in self.vpc.zones:
+            if not zone.startswith(self.region):
+                raise ValueError(
+                    f'vpc.zones: "{zone}": is not in region = "{self.region}"; name zones of that region'
+                )
+        if self.exposure == "internet-facing" and not self.vpc.public_subnets:
+            raise ValueError(
+                'vpc.public_subnets: is missing; with exposure = "internet-facing" the load balancer stands in them'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _does_without_nat(self) -> Environment:
+        """Without NAT nothing leaves the private subnets but calls to AWS's APIs."""
+        if self.has_nat:
+            return self
+        if self.exposure == "internet-facing":
+            raise ValueError(
+                'nat_gateways = 0: with exposure = "internet-facing" the gates go out to the load balancer\'s public'
+                ' addresses; give at least one, or set exposure to "internal"'
+            )
+        if self.signs_in_at_balancer:
+            raise ValueError(
+                f'nat_gateways = 0: with auth = "{self.auth}" load balancer and gates ask the provider for keys and tokens,'
+                " on the internet; give at least one"
+            )
+        for sidecar in self.sidecars:
+            if f".dkr.ecr.{self.region}." not in sidecar.image:
+                raise ValueError(
+                    f'sidecars: "{sidecar.image}": cannot be pulled without NAT gateways; copy the image to a registry of'
+                    f" yours, ACCOUNT.dkr.ecr.{self.region}.amazonaws.com"
+                )
+        return self
+
 
 class Environments(Table):
     """The three environments, in the order of promotion."""
@@ -109,7 +147,7 @@ class Settings(Table):
     @model_validator(mode="after")
     def _environments_fit(self) -> Settings:
         for (one, first), (other, second) in combinations(self.environments.items(), 2):
-            if IPv4Network(first.cidr).overlaps(IPv4Network(second.cidr)):
+            if first.cidr and second.cidr and IPv4Network(first.cidr).overlaps(IPv4Network(second.cidr)):
                 raise ValueError(
                     f'environments.{other}.cidr = "{second.cidr}": overlaps environments.{one}.cidr = "{first.cidr}";'
                     " give each environment a network of its own"

@@ -7,20 +7,94 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.settings.fields import Table, between, ipv4_network, matching
+from stages.settings.sentences import shown
+
+SubnetId = Annotated[
+    str, matching(r"subnet-[0-9a-f]{8,17}", 'write a subnet\'s id, such as "subnet-0a1b2c3d"')
+]
+
+
+class ExistingVpc(Table):
+    """A VPC that is there already, and its subnets by kind: one of each kind in each zone, in the zones' order."""
+
+    id: Annotated[str, matching(r"vpc-[0-9a-f]{8,17}", 'write a VPC\'s id, such as "vpc-0a1b2c3d"')]
+    zones: list[Annotated[str, matching(r"[a-z]{2}(-[a-z]+)+-\d[a-z]", 'write a zone such as "eu-west-1a"')]]
+    private_subnets: list[SubnetId]
+    isolated_subnets: list[SubnetId]
+    public_subnets: list[SubnetId] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _a_subnet_of_each_kind_in_each_zone(self) -> ExistingVpc:
+        if not 2 <= len(set(self.zones)) == len(self.zones) <= 3:
+            raise ValueError(
+                f"zones = {shown(self.zones)}: name two or three different ones, so that one may fail"
+            )
+        kinds = {
+            kind: getattr(self, kind) for kind in ("private_subnets", "isolated_subnets", "public_subnets")
+        }
+        for kind, subnets in kinds.items():
+            if len(subnets) != len(self.zones) and (subnets or kind != "public_subnets"):
+                raise ValueError(
+                    f"{kind} = {shown(subnets)}: give one for each of the {len(self.zones)} zones, in their order"
+                )
+        named = [subnet for subnets in kinds.values() for subnet in subnets]
+        if twice := sorted({subnet for subnet in named if named.count(subnet) > 1}):
+            where = next(kind for kind, subnets in kinds.items() if twice[0] in subnets)
+            raise ValueError(
+                f'{where}: "{twice[0]}": is named twice; data, tasks and load balancers have subnets of their own'
+            )
+        return self
 
 
 class Network(Table):
-    """The VPC."""
+    """The VPC: one that the platform makes, or one that is there already."""
 
-    cidr: Annotated[str, ipv4_network(smallest=20, largest=16)]
-    availability_zones: Annotated[int, between(2, 3, "a number of zones")]
-    nat_gateways: Annotated[int, between(1, 3, "a number of NAT gateways")]
+    cidr: Annotated[str, ipv4_network(smallest=20, largest=16)] | None = None
+    availability_zones: Annotated[int, between(2, 3, "a number of zones")] | None = None
+    nat_gateways: Annotated[int, between(0, 3, "a number of NAT gateways")] | None = None
+    s3_prefix_list: (
+        Annotated[
+            str,
+            matching(
+                r"pl-[0-9a-f]{8,17}",
+                "paste the id of the region's list of S3's addresses, such as \"pl-6da54004\" (docs/settings.md says how to"
+                " look it up)",
+            ),
+        ]
+        | None
+    ) = None
+    vpc: ExistingVpc | None = None
+
+    @property
+    def has_nat(self) -> bool:
+        """Whether private subnets lead to the internet. Those of a VPC that is there already must."""
+        return self.nat_gateways != 0
+
+    @model_validator(mode="after")
+    def _describes_one_network(self) -> Network:
+        for name in ("cidr", "availability_zones", "nat_gateways"):
+            if (value := getattr(self, name)) is None and self.vpc is None:
+                raise ValueError(f"{name}: is missing; add it, or name a vpc that is there already")
+            if value is not None and self.vpc is not None:
+                raise ValueError(
+                    f"{name} = {shown(value)}: is for a network that the platform makes; remove it, or vpc"
+                )
+        return self
 
     @model_validator(mode="after")
     def _gateways_fit(self) -> Network:
-        if self.nat_gateways > self.availability_zones:
+        if (self.nat_gateways or 0) > (self.availability_zones or 0):
             raise ValueError(
                 f"nat_gateways = {self.nat_gateways}: there are only {self.availability_zones} zones; give at most one each"
+            )
+        if not self.has_nat and self.s3_prefix_list is None:
+            raise ValueError(
+                "s3_prefix_list: is missing; without NAT gateways tasks may call AWS's own addresses alone, so name the"
+                " list of S3's"
+            )
+        if self.has_nat and self.s3_prefix_list is not None:
+            raise ValueError(
+                f's3_prefix_list = "{self.s3_prefix_list}": is of use with nat_gateways = 0 only; remove it'
             )
         return self
 

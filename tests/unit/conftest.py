@@ -16,6 +16,22 @@ ALLOWED_REVISION = "0584bdc529eb"
 SNAPSHOT = "mlflow-dev-database-0584bdc529eb-20261121-120000"
 
 
+ON_THE_INTERNET = {
+    "exposure": "internet-facing",
+    "certificate_arn": "arn:aws:acm:eu-west-1:222222222222:certificate/c0ffee",
+    "host_name": "mlflow.example.com",
+    "ingress_cidrs": ["198.51.100.0/24", "203.0.113.7/32"],
+    "auth": "cognito",
+}
+VPC: Json = {
+    "id": "vpc-0a1b2c3d",
+    "zones": ["eu-west-1a", "eu-west-1b"],
+    "public_subnets": ["subnet-00000001", "subnet-00000002"],
+    "private_subnets": ["subnet-00000003", "subnet-00000004"],
+    "isolated_subnets": ["subnet-00000005", "subnet-00000006"],
+}
+
+
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     return load_settings()
@@ -50,15 +66,11 @@ def platform(request: pytest.FixtureRequest, assembly: Assembly) -> Platform:
 def public_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
     """Dev as it would be on the internet, with a user pool of its own."""
     content = settings.model_dump()
-    content["environments"]["dev"] |= {
-        "exposure": "internet-facing",
-        "certificate_arn": f"arn:aws:acm:{settings.tooling.region}:{settings.environments.dev.account}:certificate/c0ffee",
-        "host_name": "mlflow.example.com",
-        "ingress_cidrs": ["198.51.100.0/24", "203.0.113.7/32"],
-        "auth": "cognito",
-    }
+    content["environments"]["dev"] |= ON_THE_INTERNET
     return synthesized_dev(content, tmp_path_factory.mktemp("public")).platform("dev")
 
+
+S3_PREFIX_LIST = "pl-6da54004"
 
 SECRET = "arn:aws:secretsmanager:eu-west-1:222222222222:secret:"
 
@@ -88,6 +100,29 @@ def oidc_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
         "oidc": OIDC,
     }
     return synthesized_dev(content, tmp_path_factory.mktemp("oidc")).platform("dev")
+
+
+@pytest.fixture(scope="session")
+def endpoint_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Dev without NAT."""
+    content = settings.model_dump()
+    content["environments"]["dev"] |= {
+        "nat_gateways": 0,
+        "s3_prefix_list": S3_PREFIX_LIST,
+        "ingress_cidrs": ["10.0.0.0/8"],
+    }
+    return synthesized_dev(content, tmp_path_factory.mktemp("endpoints")).platform("dev")
+
+
+@pytest.fixture(scope="session")
+def guest_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Dev in a VPC that is there already, on the internet."""
+    content = settings.model_dump(exclude_none=True)
+    own = content["environments"]["dev"]
+    for key in ("cidr", "availability_zones", "nat_gateways"):
+        del own[key]
+    own |= ON_THE_INTERNET | {"vpc": VPC}
+    return synthesized_dev(content, tmp_path_factory.mktemp("guest")).platform("dev")
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,18 @@ SNAPSHOT_MEND = (
     "name the snapshot as RDS and a refused rollback show it, such as"
     ' "mlflow-dev-database-0584bdc529eb-20261121-120000"'
 )
+WITHOUT_NAT = 'nat_gateways = 0\ns3_prefix_list = "pl-6da54004"\n'
+OWN_NETWORK = 'cidr = "10.10.0.0/16"\navailability_zones = 2\nnat_gateways = 1\n'
+
+
+def vpc(
+    zones: str = '["eu-west-1a", "eu-west-1b"]', private: str = '["subnet-00000003", "subnet-00000004"]'
+) -> str:
+    """A VPC that is there already."""
+    isolated = '["subnet-00000005", "subnet-00000006"]'
+    return f'vpc = {{ id = "vpc-0a1b2c3d", zones = {zones}, private_subnets = {private}, isolated_subnets = {isolated} }}\n'
+
+
 CERTIFICATE = """certificate_arn = "arn:aws:acm:eu-west-1:222222222222:certificate/c0ffee"
 host_name = "mlflow.example.com"
 """
@@ -94,6 +106,12 @@ def test_the_file_in_the_repository_loads() -> None:
 def test_good_settings_load(tmp_path: Path) -> None:
     settings = load(tmp_path)
     assert settings.environments.dev.load.spawn_rate == 4.0
+
+
+def test_a_vpc_that_is_there_already_takes_the_place_of_the_platforms_own(tmp_path: Path) -> None:
+    dev = load(tmp_path, OWN_NETWORK, vpc()).environments.dev
+    assert dev.vpc is not None
+    assert dev.has_nat
 
 
 def test_nothing_breaking_is_allowed_and_nothing_restored_unless_the_settings_say_so(tmp_path: Path) -> None:
@@ -139,13 +157,60 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'image.base = "python:3.12-slim": write registry/name:tag@sha256:DIGEST; `docker buildx imagetools inspect'
             " registry/name:tag` shows the digest",
         ),
-        ("nat_gateways = 1", "nat_gateway = 1", "environments.dev.nat_gateways: is missing; add it"),
         (
             "nat_gateways = 1",
             "nat_gateway = 1",
             "environments.dev.nat_gateway = 1: there is no such key; did you mean nat_gateways?",
         ),
-        ("nat_gateways = 1\n", "", "environments.dev.nat_gateways: is missing; add it"),
+        ("tasks = 2\n", "", "environments.dev.tasks: is missing; add it"),
+        (
+            "nat_gateways = 1\n",
+            "",
+            "environments.dev.nat_gateways: is missing; add it, or name a vpc that is there already",
+        ),
+        (
+            "nat_gateways = 1\n",
+            f"{vpc()}nat_gateways = 1\n",
+            'environments.dev.cidr = "10.10.0.0/16": is for a network that the platform makes; remove it, or vpc',
+        ),
+        (
+            OWN_NETWORK,
+            f"{vpc()}nat_gateways = 1\n",
+            "environments.dev.nat_gateways = 1: is for a network that the platform makes; remove it, or vpc",
+        ),
+        (
+            OWN_NETWORK,
+            vpc(zones='["eu-west-1a"]'),
+            'environments.dev.vpc.zones = ["eu-west-1a"]: name two or three different ones, so that one may fail',
+        ),
+        (
+            OWN_NETWORK,
+            vpc(zones='["eu-west-1a", "eu-central-1b"]'),
+            'environments.dev.vpc.zones: "eu-central-1b": is not in region = "eu-west-1"; name zones of that region',
+        ),
+        (
+            OWN_NETWORK,
+            vpc(private='["subnet-00000003"]'),
+            'environments.dev.vpc.private_subnets = ["subnet-00000003"]: give one for each of the 2 zones, in their order',
+        ),
+        (
+            OWN_NETWORK,
+            vpc(private='["subnet-00000003", "subnet-00000006"]'),
+            'environments.dev.vpc.private_subnets: "subnet-00000006": is named twice; data, tasks and load balancers have'
+            " subnets of their own",
+        ),
+        (
+            OWN_NETWORK,
+            vpc(private='["subnet-00000003", "private"]'),
+            'environments.dev.vpc.private_subnets[1] = "private": write a subnet\'s id, such as "subnet-0a1b2c3d"',
+        ),
+        (
+            f'{OWN_NETWORK}exposure = "internal"\ningress_cidrs = []',
+            f'{vpc()}{CERTIFICATE}auth = "cognito"\ningress_cidrs = ["198.51.100.0/24"]\n'
+            'exposure = "internet-facing"',
+            'environments.dev.vpc.public_subnets: is missing; with exposure = "internet-facing" the load balancer stands in'
+            " them",
+        ),
         ('name = "mlflow"\n', "", "name: is missing; add it"),
         (
             "tasks = 2\n",
@@ -337,6 +402,42 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             "nat_gateways = 1",
             "nat_gateways = 3",
             "environments.dev.nat_gateways = 3: there are only 2 zones; give at most one each",
+        ),
+        (
+            "nat_gateways = 1",
+            "nat_gateways = 0",
+            "environments.dev.s3_prefix_list: is missing; without NAT gateways tasks may call AWS's own addresses alone, so"
+            " name the list of S3's",
+        ),
+        (
+            "nat_gateways = 1",
+            'nat_gateways = 1\ns3_prefix_list = "pl-6da54004"',
+            'environments.dev.s3_prefix_list = "pl-6da54004": is of use with nat_gateways = 0 only; remove it',
+        ),
+        (
+            "nat_gateways = 1",
+            'nat_gateways = 0\ns3_prefix_list = "s3"',
+            "environments.dev.s3_prefix_list = \"s3\": paste the id of the region's list of S3's addresses, such as"
+            ' "pl-6da54004" (docs/settings.md says how to look it up)',
+        ),
+        (
+            'nat_gateways = 1\nexposure = "internal"\ningress_cidrs = []',
+            f'{WITHOUT_NAT}{CERTIFICATE}auth = "cognito"\ningress_cidrs = ["198.51.100.0/24"]\n'
+            'exposure = "internet-facing"',
+            'environments.dev.nat_gateways = 0: with exposure = "internet-facing" the gates go out to the load balancer\'s'
+            ' public addresses; give at least one, or set exposure to "internal"',
+        ),
+        (
+            "nat_gateways = 1\n",
+            f'{WITHOUT_NAT}{CERTIFICATE}auth = "cognito"\n',
+            'environments.dev.nat_gateways = 0: with auth = "cognito" load balancer and gates ask the provider for keys and'
+            " tokens, on the internet; give at least one",
+        ),
+        (
+            "nat_gateways = 1\n",
+            f'{WITHOUT_NAT}sidecars = [{{ name = "agent", memory = 64, image = "public.ecr.aws/datadog/agent:7.60.0" }}]\n',
+            'environments.dev.sidecars: "public.ecr.aws/datadog/agent:7.60.0": cannot be pulled without NAT gateways; copy'
+            " the image to a registry of yours, ACCOUNT.dkr.ecr.eu-west-1.amazonaws.com",
         ),
         (
             "cpu = 1024",
