@@ -99,7 +99,7 @@ class GatesStack(Stack):
         )
 
     def _reach(self, environment: Environment, network: NetworkStack, tracking: TrackingStack) -> None:
-        port = ec2.Port.HTTPS if environment.certificate_arn else ec2.Port.HTTP
+        port = ec2.Port.HTTPS if environment.https else ec2.Port.HTTP
         self._group.connections.allow_to(tracking.balancer, port, "Gates to the load balancer")
         if environment.exposure == "internet-facing":
             # Its name resolves to public addresses: a gate leaves through a NAT gateway and arrives as its address.

@@ -15,7 +15,9 @@ from stages.access import SignIn, default_action, protect
 from stages.access_logs import access_log_bucket
 from stages.containers import add_sidecar, own_secrets
 from stages.data import DataStack
+from stages.domain import Domain
 from stages.findings import acknowledge
+from stages.firewall import Firewall
 from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
 from stages.network import PRIVATE, PUBLIC, NetworkStack
@@ -73,7 +75,9 @@ class TrackingStack(Stack):
         scale(service, targets, settings)
         service_alarms(self, prefix, service, self.balancer, targets)
         CfnOutput(self, "Url", value=self.url, description="Point MLFLOW_TRACKING_URI here")
-        if settings.host_name:
+        if settings.guard:
+            Firewall(self, "Firewall", prefix=prefix, settings=settings.guard, balancer=self.balancer)
+        if settings.host_name and not settings.hosted_zone:
             CfnOutput(
                 self, "BalancerName", value=own_name, description="Point a DNS record of host_name here"
             )
@@ -219,12 +223,14 @@ class TrackingStack(Stack):
                 unhealthy_threshold_count=3,
             ),
         )
-        certificate = self._settings.certificate_arn
-        if certificate:
+        https = self._settings.https
+        if https:
+            domain = Domain(self, "Domain", settings=self._settings)
+            domain.point_to(self.balancer)
             listener = self.balancer.add_listener(
                 "Https",
                 port=443,
-                certificates=[elb.ListenerCertificate.from_arn(certificate)],
+                certificates=[domain.certificate],
                 ssl_policy=elb.SslPolicy.TLS13_RES,
                 default_action=default_action(targets, self._sign_in),
                 open=False,
@@ -240,6 +246,6 @@ class TrackingStack(Stack):
                 open=False,
             )
         for cidr in self._settings.ingress_cidrs:
-            port = ec2.Port.HTTPS if certificate else ec2.Port.HTTP
+            port = ec2.Port.HTTPS if https else ec2.Port.HTTP
             self.balancer.connections.allow_from(ec2.Peer.ipv4(cidr), port, "Named in ingress_cidrs")
         return targets

@@ -99,6 +99,31 @@ class Network(Table):
         return self
 
 
+HostName = Annotated[
+    str,
+    matching(
+        r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}",
+        'write a host name such as "mlflow.example.com", lower case',
+    ),
+]
+
+
+class HostedZone(Table):
+    """A public zone of Route 53, in the environment's account."""
+
+    id: Annotated[str, matching(r"Z[A-Z0-9]{5,31}", 'paste the zone\'s id, such as "Z0123456789ABCDEFGHIJ"')]
+    name: HostName
+
+
+class Firewall(Table):
+    """What AWS WAF refuses before the load balancer takes it.
+
+    The default is 66 requests a second from one address, for five minutes: a whole office or cluster behind one NAT gateway.
+    """
+
+    requests_per_5_minutes: Annotated[int, between(100, 100_000, "requests of one address")] = 20_000
+
+
 class Exposure(Table):
     """The load balancer's side of the outside."""
 
@@ -113,31 +138,40 @@ class Exposure(Table):
         ]
         | None
     ) = None
-    host_name: (
-        Annotated[
-            str,
-            matching(
-                r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}",
-                'write a host name such as "mlflow.example.com", lower case',
-            ),
-        ]
-        | None
-    ) = None
+    host_name: HostName | None = None
+    hosted_zone: HostedZone | None = None
+    firewall: Firewall | None = None
     ingress_cidrs: list[Annotated[str, ipv4_network(smallest=32, largest=0)]] = Field(default_factory=list)
+
+    @property
+    def https(self) -> bool:
+        """Whether the load balancer has a certificate, and then speaks nothing but HTTPS."""
+        return self.certificate_arn is not None or self.hosted_zone is not None
+
+    @property
+    def guard(self) -> Firewall | None:
+        """The firewall: always on the internet, inside a network where the settings want one."""
+        return self.firewall or (Firewall() if self.exposure == "internet-facing" else None)
 
     @model_validator(mode="after")
     def _names_and_networks_fit(self) -> Exposure:
-        if self.certificate_arn is not None and self.host_name is None:
-            raise ValueError("host_name: is missing; add the name that the certificate was issued for")
-        if self.host_name is not None and self.certificate_arn is None:
+        if self.https and self.host_name is None:
+            raise ValueError("host_name: is missing; add the name that the certificate is for")
+        if self.host_name is not None and not self.https:
             raise ValueError(
-                f'host_name = "{self.host_name}": is of use with a certificate for it only; add certificate_arn,'
-                " or remove it"
+                f'host_name = "{self.host_name}": is of use with a certificate for it only; add certificate_arn or'
+                " hosted_zone, or remove it"
+            )
+        if self.hosted_zone is not None and not f".{self.host_name}".endswith(f".{self.hosted_zone.name}"):
+            raise ValueError(
+                f'host_name = "{self.host_name}": is not in hosted_zone.name = "{self.hosted_zone.name}"; take a name that'
+                " ends in it"
             )
         if self.exposure == "internet-facing":
-            if self.certificate_arn is None:
+            if not self.https:
                 raise ValueError(
-                    'exposure = "internet-facing": plain HTTP is not put on the internet; add certificate_arn'
+                    'exposure = "internet-facing": plain HTTP is not put on the internet; add certificate_arn or'
+                    " hosted_zone"
                 )
             if not self.ingress_cidrs:
                 raise ValueError(

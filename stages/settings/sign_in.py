@@ -84,10 +84,10 @@ class SignIn(Exposure):
                     f"ingress_cidrs = {shown(self.ingress_cidrs)}: nobody has to sign in, so everybody must not get in;"
                     " name the networks that may reach the load balancer, or set auth"
                 )
-        elif self.certificate_arn is None:
+        elif not self.https:
             raise ValueError(
                 f'auth = "{self.auth}": over plain HTTP tokens and sessions could be read on the way, and the load'
-                " balancer refuses to check them; add certificate_arn and host_name"
+                " balancer refuses to check them; add host_name, and certificate_arn or hosted_zone"
             )
         if self.auth == "oidc" and self.oidc is None:
             raise ValueError(

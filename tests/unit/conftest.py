@@ -98,6 +98,7 @@ def oidc_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
         "ingress_cidrs": ["0.0.0.0/0"],
         "auth": "oidc",
         "oidc": OIDC,
+        "firewall": {"requests_per_5_minutes": 5000},
     }
     return synthesized_dev(content, tmp_path_factory.mktemp("oidc")).platform("dev")
 
@@ -112,6 +113,18 @@ def endpoint_platform(settings: Settings, tmp_path_factory: pytest.TempPathFacto
         "ingress_cidrs": ["10.0.0.0/8"],
     }
     return synthesized_dev(content, tmp_path_factory.mktemp("endpoints")).platform("dev")
+
+
+@pytest.fixture(scope="session")
+def zone_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Dev inside its network, under a name whose zone the account has."""
+    content = settings.model_dump()
+    content["environments"]["dev"] |= {
+        "host_name": "mlflow.example.com",
+        "hosted_zone": {"id": "Z0123456789ABCDEFGHIJ", "name": "example.com"},
+        "auth": "cognito",
+    }
+    return synthesized_dev(content, tmp_path_factory.mktemp("zone")).platform("dev")
 
 
 @pytest.fixture(scope="session")

@@ -205,6 +205,33 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'environments.dev.vpc.private_subnets[1] = "private": write a subnet\'s id, such as "subnet-0a1b2c3d"',
         ),
         (
+            "tasks = 2\n",
+            'host_name = "mlflow.other.org"\nhosted_zone = { id = "Z0123456789", name = "example.com" }\ntasks = 2\n',
+            'environments.dev.host_name = "mlflow.other.org": is not in hosted_zone.name = "example.com"; take a name that'
+            " ends in it",
+        ),
+        (
+            "tasks = 2\n",
+            'host_name = "notexample.com"\nhosted_zone = { id = "Z0123456789", name = "example.com" }\ntasks = 2\n',
+            'environments.dev.host_name = "notexample.com": is not in hosted_zone.name = "example.com"; take a name that'
+            " ends in it",
+        ),
+        (
+            "tasks = 2\n",
+            'hosted_zone = { id = "Z0123456789", name = "example.com" }\ntasks = 2\n',
+            "environments.dev.host_name: is missing; add the name that the certificate is for",
+        ),
+        (
+            "tasks = 2\n",
+            'hosted_zone = { id = "example.com", name = "example.com" }\ntasks = 2\n',
+            'environments.dev.hosted_zone.id = "example.com": paste the zone\'s id, such as "Z0123456789ABCDEFGHIJ"',
+        ),
+        (
+            "tasks = 2\n",
+            "firewall = { requests_per_5_minutes = 10 }\ntasks = 2\n",
+            "environments.dev.firewall.requests_per_5_minutes = 10: give requests of one address from 100 to 100000",
+        ),
+        (
             f'{OWN_NETWORK}exposure = "internal"\ningress_cidrs = []',
             f'{vpc()}{CERTIFICATE}auth = "cognito"\ningress_cidrs = ["198.51.100.0/24"]\n'
             'exposure = "internet-facing"',
@@ -469,7 +496,8 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         (
             'exposure = "internal"',
             'exposure = "internet-facing"',
-            'environments.dev.exposure = "internet-facing": plain HTTP is not put on the internet; add certificate_arn',
+            'environments.dev.exposure = "internet-facing": plain HTTP is not put on the internet; add certificate_arn or'
+            " hosted_zone",
         ),
         (
             'exposure = "internal"',
@@ -499,7 +527,7 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'exposure = "internal"',
             'exposure = "internal"\nauth = "cognito"',
             'environments.dev.auth = "cognito": over plain HTTP tokens and sessions could be read on the way, and the load'
-            " balancer refuses to check them; add certificate_arn and host_name",
+            " balancer refuses to check them; add host_name, and certificate_arn or hosted_zone",
         ),
         (
             'exposure = "internal"',
@@ -532,13 +560,13 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         (
             'exposure = "internal"',
             f'exposure = "internal"\n{CERTIFICATE.splitlines()[0]}',
-            "environments.dev.host_name: is missing; add the name that the certificate was issued for",
+            "environments.dev.host_name: is missing; add the name that the certificate is for",
         ),
         (
             'exposure = "internal"',
             f'exposure = "internal"\n{CERTIFICATE.splitlines()[1]}',
             'environments.dev.host_name = "mlflow.example.com": is of use with a certificate for it only; add'
-            " certificate_arn, or remove it",
+            " certificate_arn or hosted_zone, or remove it",
         ),
         (
             'exposure = "internal"',
