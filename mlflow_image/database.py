@@ -6,13 +6,16 @@ one at a time, under a lock in the database itself. A server that starts only lo
 """
 
 import ast
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
+import withheld
 from settings import Database
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -78,6 +81,21 @@ def explain(error: DBAPIError) -> str:
 def codes(error: DBAPIError) -> set[object]:
     """The SQLSTATE, and MySQL's own number."""
     return {getattr(error.orig, "sqlstate", None), *(error.orig.args[:1] if error.orig else ())}
+
+
+def sign_in() -> None:
+    """Give every connection that this process opens the password of that moment, and limits to those to MySQL."""
+    if sa.event.contains(Engine, "do_connect", _give_password):
+        return
+    sa.event.listen(Engine, "do_connect", _give_password)
+    if os.environ.get("DATABASE_ENGINE") == "mysql":
+        import mysql  # with PostgreSQL, its driver need not even be there
+
+        mysql.sign_in()
+
+
+def _give_password(dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+    parameters["password"] = withheld.password(dialect)
 
 
 def engine_for(database: Database) -> Engine:

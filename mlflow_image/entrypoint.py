@@ -15,16 +15,23 @@ import signal
 import sys
 import time
 
+import settings
+import withheld
+
+if __name__ == "__main__":
+    withheld.start_anew()
+
+# What takes long to import is imported once, after that.
 import database
 import history
 import server
-import settings
 from sqlalchemy.exc import DBAPIError
 
 
 def main(arguments: list[str]) -> int:
     # The first process of a container ignores SIGTERM unless it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    withheld.take(os.environ)
     for name, value in settings.PROCESS_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     match arguments:
@@ -58,8 +65,8 @@ def main(arguments: list[str]) -> int:
 
 
 def serve() -> None:
-    where, how = settings.read(os.environ)
-    sign_in(where)
+    where, how = settings.read({**os.environ, **withheld.secrets})
+    database.sign_in()
     image = database.image_revision()
     with database.connect(where) as connection:
         found = database.current_revision(connection)
@@ -76,19 +83,10 @@ def serve() -> None:
     )
 
 
-def sign_in(where: settings.Database) -> None:
-    """Let every connection of this process find the password."""
-    os.environ[where.password_variable] = where.password
-    if where.engine == "mysql":
-        import mysql  # with PostgreSQL, its driver need not even be there
-
-        mysql.sign_in()
-
-
 def migrate() -> None:
     begin = time.monotonic()
-    where, how = settings.read_migration(os.environ)
-    sign_in(where)
+    where, how = settings.read_migration({**os.environ, **withheld.secrets})
+    database.sign_in()
     # alembic and boto3 are for this command only; a server starts faster without them.
     import migration
 

@@ -39,7 +39,7 @@ JOURNAL = sa.Table(
 
 
 def sign_in() -> None:
-    """Make every connection of this process sign in with MYSQL_PWD, and as DATABASE_SSLMODE says."""
+    """Make every connection of this process sign in as DATABASE_SSLMODE says."""
     mode = os.environ.get("DATABASE_SSLMODE") or "prefer"
     context: ssl.SSLContext | None = None
     if mode in ("require", "verify-ca", "verify-full"):
@@ -51,7 +51,6 @@ def sign_in() -> None:
 
     @sa.event.listens_for(Engine, "do_connect")
     def connect(_dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
-        parameters["password"] = os.environ["MYSQL_PWD"].encode()  # PyMySQL would take Latin-1
         parameters["connect_timeout"] = 5
         if context:
             parameters["ssl"] = context

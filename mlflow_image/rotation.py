@@ -10,12 +10,12 @@ steps that take seconds each. In between it stands in the secret as the pending 
 
 import json
 import logging
-import os
 import threading
 import time
 from typing import Any
 
 import boto3
+import withheld
 from botocore.config import Config
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -23,8 +23,6 @@ from sqlalchemy.engine import Engine
 log = logging.getLogger("uvicorn.error")
 
 REFUSED = ("password authentication failed", "Access denied for user")  # PostgreSQL, MySQL
-# Where a new connection finds the password: libpq looks into the first, `mysql.py` into the second.
-VARIABLE = "MYSQL_PWD" if os.environ.get("DATABASE_ENGINE") == "mysql" else "PGPASSWORD"
 CURRENT, PENDING = "AWSCURRENT", "AWSPENDING"
 # Without a pending one, a reader that comes between the two changes has to wait.
 READS = 5
@@ -44,12 +42,12 @@ class Rotation:
         """Put the secret's password in the place of the refused one; False if it is still the same."""
         with self._lock:
             for read in range(READS):
-                if os.environ[VARIABLE] != refused:
+                if withheld.secrets["DATABASE_PASSWORD"] != refused:
                     return True
                 for stage in (CURRENT, PENDING):
                     password = self._password(stage)
                     if password not in ("", refused):
-                        os.environ[VARIABLE] = password
+                        withheld.secrets["DATABASE_PASSWORD"] = password
                         log.info("The database password was rotated; new connections use the new one.")
                         return True
                 if read + 1 < READS:
@@ -71,12 +69,11 @@ def follow(secret_arn: str) -> None:
 
     @event.listens_for(Engine, "do_connect")
     def connect(dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
-        used = os.environ[VARIABLE]
+        given = parameters["password"]
+        used = given.decode() if isinstance(given, bytes) else given
         try:
             return dialect.connect(*arguments, **parameters)
         except dialect.loaded_dbapi.OperationalError as error:
             if not any(words in str(error) for words in REFUSED) or not rotation.reread(used):
                 raise
-            if "password" in parameters:  # PyMySQL is given it; libpq looks it up
-                parameters["password"] = os.environ[VARIABLE].encode()
-            return dialect.connect(*arguments, **parameters)
+            return dialect.connect(*arguments, **{**parameters, "password": withheld.password(dialect)})

@@ -14,16 +14,18 @@ import os
 import signal
 import sys
 import uuid
+from functools import partial
 from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
+import database
 import deadlines
 import failures
 import rotation
 import uvicorn
-from database import ARTIFACT_ROOT
-from settings import Database, Server
+import withheld
+from settings import KEYS, Database, Server
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from uvicorn.supervisors import Multiprocess
@@ -91,16 +93,15 @@ class WithoutHealthChecks(logging.Filter):
         return True
 
 
-def environment(database: Database, server: Server) -> dict[str, str]:
-    """What uvicorn's workers must find in their environment, the database password included."""
+def environment(where: Database, server: Server) -> dict[str, str]:
+    """What uvicorn's workers must find in their environment: no secret, which `application` is given."""
     limits = " ".join(f"-c {name}={value}" for name, value in deadlines.POSTGRESQL.items())
     variables = {
         **{name: os.environ.get(name) or value for name, value in POOLS.items()},
-        database.password_variable: database.password,
         "PGOPTIONS": limits,
-        "_MLFLOW_SERVER_FILE_STORE": database.uri(),
-        "_MLFLOW_SERVER_REGISTRY_STORE": database.uri(),
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": ARTIFACT_ROOT,
+        "_MLFLOW_SERVER_FILE_STORE": where.uri(),
+        "_MLFLOW_SERVER_REGISTRY_STORE": where.uri(),
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": database.ARTIFACT_ROOT,
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SERVER_ARTIFACT_DESTINATION": server.artifacts_destination,
         "_MLFLOW_SERVER_BOOT_ID": uuid.uuid4().hex,
@@ -116,16 +117,15 @@ def environment(database: Database, server: Server) -> dict[str, str]:
     return variables
 
 
-def run(database: Database, server: Server, schema: dict[str, Any]) -> None:
+def run(where: Database, server: Server, schema: dict[str, Any]) -> None:
     """Serve until SIGTERM or SIGINT; return once the requests in flight are answered.
 
     `schema` is what `GET /health/details` tells of the database's schema.
     """
-    os.environ.pop("DATABASE_PASSWORD", None)
-    os.environ.update(environment(database, server))
+    os.environ.update(environment(where, server))
     os.environ[SCHEMA_VARIABLE] = json.dumps(schema)
     config = uvicorn.Config(
-        "server:application",
+        partial(application, withheld.secrets),
         factory=True,
         host=server.host,
         port=server.port,
@@ -150,9 +150,12 @@ def run(database: Database, server: Server, schema: dict[str, Any]) -> None:
     uvicorn.Server(config).run()
 
 
-def application() -> Any:
+def application(secrets: dict[str, str]) -> Any:
     """Make the application, in each worker, with its stores open: no first request waits for them."""
     _bound_the_stop()
+    withheld.secrets.update(secrets)
+    # MLflow looks for these here. What is added to a running process's environment cannot be seen from outside.
+    os.environ.update({name: secrets[name] for name in KEYS})
     import guard
     import inputs
     import limits
@@ -164,10 +167,8 @@ def application() -> Any:
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
-    if os.environ.get("DATABASE_ENGINE") == "mysql":
-        import mysql
-
-        mysql.sign_in()
+    # This is another process than the one that looked at the database, unless there is only one worker.
+    database.sign_in()
     failures.hide_details()
     failures.answer(app, flask)
     deadlines.bound()

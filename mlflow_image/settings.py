@@ -100,7 +100,7 @@ class Database:
     engine: str = "postgresql"
 
     def uri(self) -> str:
-        """The SQLAlchemy URI, without the password: each new connection reads that from `password_variable`.
+        """The SQLAlchemy URI, without the password: `database.sign_in` gives that to each new connection.
 
         So no log line, error or command line can show it, and it needs no escaping.
         """
@@ -110,11 +110,6 @@ class Database:
             return f"mysql+pymysql://{place}?charset=utf8mb4"
         query = urlencode({"sslmode": self.sslmode, **CONNECTION_LIMITS})
         return f"postgresql+psycopg://{place}?{query}"
-
-    @property
-    def password_variable(self) -> str:
-        """Where the password is in the environment: libpq reads the one by itself, `mysql.py` the other."""
-        return "MYSQL_PWD" if self.engine == "mysql" else "PGPASSWORD"
 
     def __str__(self) -> str:
         return f"{self.name} on {self.host}:{self.port}"

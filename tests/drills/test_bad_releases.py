@@ -75,8 +75,8 @@ def _instead(behaviour: str) -> Edit:
     """A server that listens as soon as it can, and does `behaviour` with every request, health checks too."""
     return Edit(
         "mlflow_image/server.py",
-        "def application() -> Any:\n",
-        f"""def application() -> Any:
+        "def application(secrets: dict[str, str]) -> Any:\n",
+        f"""def application(secrets: dict[str, str]) -> Any:
     async def drilled(scope, receive, send):
         if scope["type"] == "http":
 {behaviour}
@@ -84,7 +84,7 @@ def _instead(behaviour: str) -> Edit:
     return drilled
 
 
-def _application() -> Any:
+def _application(secrets: dict[str, str]) -> Any:
 """,
     )
 

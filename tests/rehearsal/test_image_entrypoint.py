@@ -592,6 +592,35 @@ def test_a_database_that_comes_back_is_used_again(postgres: Postgres, schema: st
     assert task.output.count("Started server process") == 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_secret_is_in_arguments_environments_logs_or_answers(
+    workers: int, postgres: Postgres, template: str, s3: dict[str, str], start: Start
+) -> None:
+    """Of no process of the task: what anyone may read who may look at its processes, its log or its answers."""
+    name = postgres.create(f"withheld_{workers}", template)
+    task = start(name, WORKERS=str(workers)).wait_healthy()
+    task.start_run()
+    processes = [process for process in task.tree if process.is_running()]
+    assert len(processes) >= workers
+    shown = [(process.cmdline(), process.environ()) for process in processes]
+    assert all("DATABASE_HOST" in environment for _, environment in shown[:1]), "nothing was read"
+    told = [
+        task.get(path)[1] for path in ("/health", "/health/ready", "/health/details", "/version", "/nowhere")
+    ]
+    with postgres.connect() as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+    told += [task.get(path)[1] for path in ("/health/ready", f"{RUNS}/get?run_id=1")]
+    assert b"500" not in told[-1]
+    task.process.send_signal(signal.SIGTERM)
+    assert task.ends(60) == 0, task.output
+    everything = [task.output, repr(shown), *(answer.decode(errors="replace") for answer in told)]
+    for secret in (PASSWORD, repr(PASSWORD)[1:-1], *KEYS.values()):
+        assert not [one for one in everything if secret in one]
+
+
 def test_a_rotated_password_is_picked_up_without_a_failed_request(
     postgres: Postgres, template: str, s3: dict[str, str], start: Start
 ) -> None:
