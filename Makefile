@@ -13,10 +13,12 @@ TO ?=
 YES ?=
 ON ?=
 QUICK ?=
+SEED ?=
+MINUTES ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills rehearsal-tests mariadb browser fuzz bench image containers audit rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -96,11 +98,15 @@ browser: venv ## The sign-in with a real browser, which pip does not give
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { echo "Chromium and its driver are missing: install them (Debian: apt-get install chromium chromium-driver)"; exit 1; }
 	@$(BIN)/python -m pytest tests/rehearsal -m browser
 
-fuzz: venv ## Ten thousand random requests to the image's server: two minutes
-	@$(BIN)/python -m pytest tests/rehearsal/attacks/fuzz.py
+fuzz: venv ## Ten thousand random requests to the image's server by eight clients: two minutes [SEED=words]
+	@seed="$(or $(SEED),$(shell date +%F))"; echo "Drawing from the seed $$seed"; \
+	FUZZ_CLIENTS=8 FUZZ_SEED="$$seed" $(BIN)/python -m pytest tests/rehearsal/attacks/test_fuzz.py
 
 bench: venv ## Measure this image against stock MLflow, and write docs/performance.md (about 25 minutes) [QUICK=yes: 3 minutes, writes to .bench/]
 	@$(if $(QUICK),$(if $(filter-out yes,$(QUICK)),$(error QUICK=$(QUICK): write QUICK=yes, or leave it out)))$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick --to .bench,--to docs)
+
+soak: venv ## Load this image's server for an hour and write docs/soak.md: does it fit into 1 GB? [MINUTES=60]
+	@$(BIN)/python -m tests.benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 image: venv ## Build the server's image with Docker, Podman or Buildah, whichever is there
 	@$(BIN)/python -m operations.image
