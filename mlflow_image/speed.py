@@ -53,6 +53,12 @@ def _runs(_application: Any) -> None:
     speed_runs.apply()
 
 
+def _database(_application: Any) -> None:
+    import speed_database
+
+    speed_database.apply()
+
+
 def _requests(application: Any) -> None:
     import speed_requests
 
@@ -91,6 +97,19 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_run": "bd060906b88f7c59",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_run": "bdb42651147d8265",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.update_run_info": "14938c2a7fe61092",
+        },
+    ),
+    Change(
+        "database",
+        _database,
+        {
+            "mlflow.store.db.utils:_get_managed_session_maker": "1f18307528cb24b6",
+            "mlflow.store.db.utils:_get_routing_session_maker": "1df525f636ca97fe",
+            "mlflow.store.db.utils:create_sqlalchemy_engine": "c7de518f4c60ca3b",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.__init__": "bdd2e1a3d33927c3",
+            "mlflow.store.model_registry.sqlalchemy_store:SqlAlchemyStore.__init__": "b9b2486e52a57d94",
+            "sqlalchemy.dialects.postgresql._psycopg_common:_PGDialect_common_psycopg.do_ping": "03ddcbc467e91339",
+            "sqlalchemy.pool.base:_ConnectionFairy._checkout": "9ae1eca122d3f18e",
         },
     ),
     Change(

@@ -80,11 +80,11 @@ def _read(session: Session, identifiers: list[str]) -> dict[str, dict[str, list[
         metric.run_uuid, metric.key, metric.value, metric.is_nan, metric.timestamp, metric.step
     ).where(metric.run_uuid.in_(identifiers))
     nan = float("nan")
-    for run, key, value, is_nan, timestamp, step in session.execute(metrics):
+    for run, key, value, is_nan, timestamp, step in session.execute(metrics).all():
         entity = Metric(key=key, value=nan if is_nan else value, timestamp=timestamp, step=step)
         found[run]["latest_metrics"].append(_Made(entity))
     for name, columns, make in (("params", param, Param), ("tags", tag, RunTag)):
         rows = sa.select(columns.run_uuid, columns.key, columns.value)
-        for run, key, value in session.execute(rows.where(columns.run_uuid.in_(identifiers))):
+        for run, key, value in session.execute(rows.where(columns.run_uuid.in_(identifiers))).all():
             found[run][name].append(_Made(make(key=key, value=value)))
     return found
