@@ -105,11 +105,8 @@ CHANGES = (
         {
             "mlflow.store.db.utils:_get_managed_session_maker": "1f18307528cb24b6",
             "mlflow.store.db.utils:_get_routing_session_maker": "1df525f636ca97fe",
-            "mlflow.store.db.utils:create_sqlalchemy_engine": "c7de518f4c60ca3b",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.__init__": "bdd2e1a3d33927c3",
             "mlflow.store.model_registry.sqlalchemy_store:SqlAlchemyStore.__init__": "b9b2486e52a57d94",
-            "sqlalchemy.dialects.postgresql._psycopg_common:_PGDialect_common_psycopg.do_ping": "03ddcbc467e91339",
-            "sqlalchemy.pool.base:_ConnectionFairy._checkout": "9ae1eca122d3f18e",
         },
     ),
     Change(

@@ -55,9 +55,15 @@ def failures(figures: dict[str, Any]) -> list[str]:
     return sentences
 
 
+def render(template: str, **content: Any) -> str:
+    """One of this folder's templates with its content."""
+    return _TEMPLATES.get_template(template).render(**content)
+
+
 def page(figures: dict[str, Any]) -> str:
     """The page in Markdown."""
-    return _TEMPLATES.get_template("performance.md.j2").render(
+    return render(
+        "performance.md.j2",
         figures=figures,
         sizes=_sizes(figures),
         whole=_whole(figures),
@@ -75,7 +81,8 @@ def picture(figures: dict[str, Any]) -> str:
         if found := compare(figures["measured"], size, part("operations", name, str(CLIENTS[0]), "p50_ms")):
             bars.append((name, found.ratio))
     longest = max(ratio for _, ratio in bars)
-    return _TEMPLATES.get_template("performance.svg.j2").render(
+    return render(
+        "performance.svg.j2",
         size=size,
         date=figures["date"],
         left=LEFT,

@@ -53,8 +53,8 @@ def benchmark(plan: Plan, command: str) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": machine(),
         "load_average": {"start": rounded(os.getloadavg()[0])},
         "rounds": plan.rounds,
         "clients": list(CLIENTS),
@@ -167,14 +167,16 @@ class _Measurement:
         return rounded(sum(milliseconds) / SQL_REPEATS) if milliseconds and not answers.errors else None
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The checked-out commit, marked when files differ from it."""
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return told.stdout.strip() or "unknown"
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a reader has to know of this machine."""
     return {
         "cores": psutil.cpu_count() or 0,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),

@@ -27,11 +27,11 @@ balancing = balancer.balancing
 
 def between(port: int, status: str) -> list[tuple[int, int]]:
     """Connections on loopback to or from that port in a state, as (own port, the other's port)."""
-    return [
-        (one.laddr.port, one.raddr.port)
-        for one in psutil.net_connections("tcp4")
-        if one.status == status and port in (one.laddr.port, one.raddr.port)
+    found = psutil.net_connections("tcp4")
+    ends = [
+        (one.laddr.port, one.raddr.port) for one in found if one.status == status and one.laddr and one.raddr
     ]
+    return [both for both in ends if port in both]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only root may see the connections of others")
@@ -134,8 +134,8 @@ def test_a_task_that_is_stopped_under_load_fails_nobody(
             client.told.set()
         for client in clients:
             client.join(120)
-    for connection in waiting:
-        connection.close()
+    for idle in waiting:
+        idle.close()
     assert [client.failures for client in clients] == [[]] * len(clients)
     assert {status for client in clients for status in client.statuses} == {200}
     made = sum(len(client.statuses) for client in clients)
