@@ -2,6 +2,8 @@
 
 MLflow reads every body whole, however long, and JSON takes about ten times its length once it is parsed: one request could
 have the task killed. An artifact is the exception. It goes through a file and is as large as a model.
+
+And bounds what one request can delete.
 """
 
 import functools
@@ -23,6 +25,7 @@ def bound(application: Any) -> None:
     """Answer 413 to a body that is longer than LARGEST_BODY, as sent or as decompressed."""
     application.add_middleware(BoundedBodies)
     _download_one_file()
+    _delete_what_is_named()
     from mlflow.server import otel_api
 
     # MLflow reads compressed spans since 3.6.
@@ -102,6 +105,21 @@ def _download_one_file() -> None:
 
     S3ArtifactRepository.download_artifacts = download_file
     S3ArtifactRepository._is_directory = lambda _repository, _path: False
+
+
+def _delete_what_is_named() -> None:
+    """MLflow reads a path as a URL, in which " ", "%00", "#" and "?" are nothing, and would empty the artifact store."""
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    delete = S3ArtifactRepository.delete_artifacts
+
+    @functools.wraps(delete)
+    def delete_named(repository: Any, artifact_path: Any = None) -> Any:
+        if not str(artifact_path or "").strip("/. "):
+            raise MlflowException.invalid_parameter_value("Name what to delete: the whole store is not.")
+        return delete(repository, artifact_path)
+
+    S3ArtifactRepository.delete_artifacts = delete_named
 
 
 def _check_expansion(body: bytes, encoding: str) -> None:

@@ -87,6 +87,36 @@ def test_no_path_leads_out_of_the_artifact_store(
     assert not any(".." in key.split("/") for key in _keys(attacked))
 
 
+NOTHING = [
+    "%20",
+    "%2520",
+    "%00",
+    "%23",
+    "%3F",
+    ".",
+    "%2e",
+    "./",
+    "%20/",
+    "%20%20",
+    "%09",
+    "%0A",
+    "%3B",
+    "%2F",
+    "%5C",
+    "",
+]
+"""Paths of which MLflow may leave nothing; of nothing it would delete everything."""
+
+
+@pytest.mark.parametrize("path", NOTHING)
+def test_nothing_that_was_not_named_is_deleted(attacked: Attacked, run: str, path: str) -> None:
+    before = _keys(attacked)
+    for target in (f"{ARTIFACTS}/{path}", f"{ARTIFACTS}?path={path}"):
+        status, answer = attacked.request("DELETE", target)
+        assert status < 500, answer
+    assert _keys(attacked) == before
+
+
 PLACES = [
     "/etc",
     "etc",

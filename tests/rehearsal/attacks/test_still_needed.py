@@ -104,6 +104,14 @@ def test_it_fetches_a_folder_and_then_sends_nothing(stock: Attacked) -> None:
     assert stock.request("GET", f"{ARTIFACTS}/folder") == (200, b"")
 
 
+@pytest.mark.parametrize("path", ["%20", "%00", "%23", "%3F"])
+def test_it_deletes_everything_where_nothing_is_named(stock: Attacked, path: str) -> None:
+    """`_delete_what_is_named` in limits.py"""
+    assert stock.request("PUT", f"{ARTIFACTS}/kept/file.txt", b"content")[0] == 200
+    assert stock.request("DELETE", f"{ARTIFACTS}/{path}")[0] == 200
+    assert stock.request("GET", f"{ARTIFACTS}/kept/file.txt")[0] == 500, "it is still there"
+
+
 @pytest.mark.parametrize("place", ["s3://somebody-else/artifacts", "/etc"])
 def test_it_takes_places_outside_its_bucket(stock: Attacked, place: str) -> None:
     """own_bucket.py"""
