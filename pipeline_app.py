@@ -21,6 +21,7 @@ from stages.migration import MIGRATE
 from stages.pipeline_conditions import roll_back_on_failure
 from stages.pipeline_findings import acknowledge_pipeline
 from stages.platform import PlatformStage
+from stages.processors import PROCESSORS
 from stages.settings import Settings, SettingsError, load_settings
 from stages.toolchain import BUILD_IMAGE, npm_pin
 
@@ -66,6 +67,12 @@ class PipelineStack(Stack):
             ),
             code_build_defaults=pipelines.CodeBuildOptions(
                 build_environment=codebuild.BuildEnvironment(build_image=BUILD_IMAGE)
+            ),
+            # The image is built once for every environment, on the kind of processor that it will run on.
+            asset_publishing_code_build_defaults=pipelines.CodeBuildOptions(
+                build_environment=codebuild.BuildEnvironment(
+                    build_image=PROCESSORS[settings.image.architecture].build
+                )
             ),
             cli_version=npm_pin("aws-cdk"),
             cdk_assets_cli_version=npm_pin("cdk-assets"),

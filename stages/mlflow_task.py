@@ -17,6 +17,7 @@ from constructs import Construct
 from stages.data import DataStack
 from stages.database_server import DATABASE_NAME
 from stages.findings import acknowledge
+from stages.processors import PROCESSORS
 from stages.server_keys import ServerKeys
 from stages.settings.image import Image
 
@@ -46,7 +47,16 @@ class MlflowTask(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         self.definition = ecs.FargateTaskDefinition(
-            self, "Definition", family=family, cpu=cpu, memory_limit_mib=memory, task_role=role
+            self,
+            "Definition",
+            family=family,
+            cpu=cpu,
+            memory_limit_mib=memory,
+            task_role=role,
+            runtime_platform=ecs.RuntimePlatform(
+                cpu_architecture=PROCESSORS[image.architecture].fargate,
+                operating_system_family=ecs.OperatingSystemFamily.LINUX,
+            ),
         )
         self.definition.add_volume(name="tmp")
         database = data.database
@@ -121,7 +131,7 @@ def _server_image(scope: Construct, image: Image) -> ecr_assets.DockerImageAsset
         "Image",
         display_name="MLflow server",
         directory=str(IMAGE_DIRECTORY),
-        platform=ecr_assets.Platform.LINUX_AMD64,
+        platform=PROCESSORS[image.architecture].image,
         build_args={**base, "REVISION": revision},
         extra_hash=image.base,
         invalidation=ecr_assets.DockerImageAssetInvalidationOptions(build_args=False),

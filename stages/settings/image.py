@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from stages.settings.fields import Table, matching
 
 
 class Image(Table):
-    """What the image is made from, where that is not what the Dockerfile names."""
+    """What the image is made from and for. It is one for all environments: what was tried in dev is what prod runs."""
 
+    architecture: Literal["x86", "arm64"] = "x86"
     base: (
         Annotated[
             str,
