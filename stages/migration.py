@@ -21,6 +21,7 @@ from stages.findings import acknowledge, reference
 from stages.mlflow_task import MlflowTask
 from stages.network import PRIVATE, NetworkStack
 from stages.settings import Environment, Settings
+from stages.waking import allow_waking, waking
 
 MIGRATE = "migrate"
 
@@ -96,6 +97,7 @@ class MigrationStack(Stack):
                 "MIGRATION_SECURITY_GROUP": group.security_group_id,
                 "MIGRATION_LOG_GROUP": self._task.log_group.log_group_name,
                 "RELEASE_PARAMETER": release_parameter(prefix),
+                **waking(prefix, environment),
                 **({"RESTORED_FROM": restored} if (restored := environment.database.restore_from) else {}),
                 **(
                     {"ALLOW_BREAKING_MIGRATION": allowed}
@@ -115,6 +117,7 @@ class MigrationStack(Stack):
             timeout=TIMEOUT,
         )
         self._allow_running(build.role)
+        allow_waking(build.role, prefix, environment)
 
     def _group(
         self, network: NetworkStack, construct_id: str, description: str, calls: str

@@ -82,6 +82,36 @@ def test_the_schedule_stops_all_tasks_and_starts_them_again(custom: Platform, pl
     assert not usual.get("ScheduledActions")
 
 
+def test_a_release_may_wake_what_the_schedule_stopped(custom: Platform, platform: Platform) -> None:
+    def told(of: Platform) -> dict[str, str]:
+        environment = of.at("migration/Migrate/Project").properties["Environment"]["EnvironmentVariables"]
+        return {v["Name"]: v["Value"] for v in environment if v["Name"].startswith("WAKE_")}
+
+    def allowed(of: Platform) -> set[tuple[str, str]]:
+        wanted = ("ecs:DescribeServices", "ecs:UpdateService", "application-autoscaling:")
+        permissions = of.permissions("migration/Migrate/Role")
+        return {(action, resource) for action, resource, _ in permissions if action.startswith(wanted)}
+
+    service, cluster = custom.only("AWS::ECS::Service"), custom.at("tracking/Cluster")
+    assert told(custom) == {
+        "WAKE_CLUSTER": cluster.properties["ClusterName"],
+        "WAKE_SERVICE": service.properties["ServiceName"],
+        "WAKE_TASKS": str(custom.settings.tasks),
+        "WAKE_MAX_TASKS": str(custom.settings.max_tasks),
+    }
+    here = f"{custom.settings.region}:{custom.settings.account}"
+    assert allowed(custom) == {
+        ("ecs:DescribeServices", f"arn:aws:ecs:{here}:service/mlflow-dev/mlflow-dev"),
+        ("ecs:UpdateService", f"arn:aws:ecs:{here}:service/mlflow-dev/mlflow-dev"),
+        (
+            "application-autoscaling:RegisterScalableTarget",
+            f"arn:aws:application-autoscaling:{here}:scalable-target/*",
+        ),
+    }
+    assert not told(platform)
+    assert not allowed(platform)
+
+
 def test_the_server_gets_the_user_s_variables_and_secrets(custom: Platform) -> None:
     server = container(custom, "mlflow")
     assert {"Name": "HTTPS_PROXY", "Value": "http://proxy.example.com:3128"} in server["Environment"]

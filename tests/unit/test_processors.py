@@ -16,13 +16,18 @@ from .assembly import ENVIRONMENTS, Assembly, Json, context, of_type
 @pytest.fixture(scope="module")
 def graviton(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Assembly:
     """The whole pipeline, when everything is to run on ARM."""
-    from aws_cdk import App
+    from aws_cdk import App, Environment
 
     from pipeline_app import PipelineStack
 
     variant = Settings.model_validate({**settings.model_dump(), "image": {"architecture": "arm64"}})
     app = App(outdir=str(tmp_path_factory.mktemp("graviton")), context=context(), analytics_reporting=False)
-    PipelineStack(app, f"{variant.name}-pipeline", settings=variant)
+    PipelineStack(
+        app,
+        f"{variant.name}-pipeline",
+        settings=variant,
+        env=Environment(account=variant.tooling.account, region=variant.tooling.region),
+    )
     app.synth()
     return Assembly(Path(app.outdir), variant)
 
