@@ -13,6 +13,7 @@ from constructs import Construct
 
 from stages.data import DataStack
 from stages.gates import GatesStack
+from stages.log_groups import keep_logs
 from stages.migration import MigrationStack
 from stages.network import NetworkStack
 from stages.settings import Settings
@@ -74,5 +75,6 @@ class PlatformStage(Stage):
             tokens=sign_in.tokens if sign_in else None,
         )
 
+        keep_logs(self, network, own.logs)
         Tags.of(self).add("platform", settings.name)
         Tags.of(self).add("environment", environment)

@@ -10,7 +10,7 @@ import tomllib
 from ipaddress import IPv4Network
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import StringConstraints, ValidationError, model_validator
 
@@ -20,7 +20,9 @@ from stages.settings.database import Database
 from stages.settings.fields import Account, Name, Region, Table, matching
 from stages.settings.image import Image
 from stages.settings.load import Load
+from stages.settings.logs import Logs
 from stages.settings.network import Network
+from stages.settings.profile import Profile, filled_in, refusal
 from stages.settings.sentences import sentence
 from stages.settings.sign_in import SignIn
 
@@ -57,10 +59,23 @@ class Environment(Network, SignIn, Compute, Table):
 
     account: Account
     region: Region
+    profile: Profile = "standard"
     smoke_demo: bool
     database: Database
     artifacts: Artifacts = Artifacts()
+    logs: Logs = Logs()
     load: Load
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_fills_in(cls, table: Any) -> Any:
+        return filled_in(table) if isinstance(table, dict) else table
+
+    @model_validator(mode="after")
+    def _strict_is_strict(self) -> Environment:
+        if reason := refusal(self):
+            raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _secrets_are_here(self) -> Environment:

@@ -47,9 +47,6 @@ class Database(Table):
     def _fits_its_engine(self) -> Database:
         sizes = {"instance": ("instance_class", "storage_gib"), "cluster": ("min_capacity", "max_capacity")}
         own, other = ("cluster", "instance") if self.engine.startswith("aurora-") else ("instance", "cluster")
-        for name in sizes[own]:
-            if getattr(self, name) is None:
-                raise ValueError(f'{name}: is missing; engine = "{self.engine}" is sized by it, so add it')
         for name in sizes[other]:
             if (value := getattr(self, name)) is not None:
                 raise ValueError(

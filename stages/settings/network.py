@@ -72,10 +72,10 @@ class Network(Table):
 
     @model_validator(mode="after")
     def _describes_one_network(self) -> Network:
+        if self.cidr is None and self.vpc is None:
+            raise ValueError("cidr: is missing; add it, or name a vpc that is there already")
         for name in ("cidr", "availability_zones", "nat_gateways"):
-            if (value := getattr(self, name)) is None and self.vpc is None:
-                raise ValueError(f"{name}: is missing; add it, or name a vpc that is there already")
-            if value is not None and self.vpc is not None:
+            if (value := getattr(self, name)) is not None and self.vpc is not None:
                 raise ValueError(
                     f"{name} = {shown(value)}: is for a network that the platform makes; remove it, or vpc"
                 )

@@ -157,16 +157,16 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'image.base = "python:3.12-slim": write registry/name:tag@sha256:DIGEST; `docker buildx imagetools inspect'
             " registry/name:tag` shows the digest",
         ),
+        ("smoke_demo = true", "smoke_demoo = true", "environments.dev.smoke_demo: is missing; add it"),
         (
             "nat_gateways = 1",
             "nat_gateway = 1",
             "environments.dev.nat_gateway = 1: there is no such key; did you mean nat_gateways?",
         ),
-        ("tasks = 2\n", "", "environments.dev.tasks: is missing; add it"),
         (
-            "nat_gateways = 1\n",
+            'cidr = "10.10.0.0/16"\n',
             "",
-            "environments.dev.nat_gateways: is missing; add it, or name a vpc that is there already",
+            "environments.dev.cidr: is missing; add it, or name a vpc that is there already",
         ),
         (
             "nat_gateways = 1\n",
@@ -238,6 +238,7 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'environments.dev.vpc.public_subnets: is missing; with exposure = "internet-facing" the load balancer stands in'
             " them",
         ),
+        ("smoke_demo = true\n", "", "environments.dev.smoke_demo: is missing; add it"),
         ('name = "mlflow"\n', "", "name: is missing; add it"),
         (
             "tasks = 2\n",
@@ -574,11 +575,6 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'environments.dev.host_name = "https://mlflow": write a host name such as "mlflow.example.com", lower case',
         ),
         # databases of a size that their engine is not sold in
-        (
-            'instance_class = "m7g.large"',
-            'engine = "aurora-postgres"',
-            'environments.dev.database.min_capacity: is missing; engine = "aurora-postgres" is sized by it, so add it',
-        ),
         (
             'instance_class = "m7g.large"',
             'engine = "aurora-postgres", min_capacity = 0.5, max_capacity = 4.0',
