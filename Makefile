@@ -18,7 +18,7 @@ MINUTES ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit check test drills bad-releases other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit compliance check test drills bad-releases other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ cfn-lint: synth
 unit: synth
 	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit -q
 
+compliance: synth ## Write anew what docs/compliance.md counts
+	@UPDATE_COMPLIANCE=1 ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit/test_compliance.py -q
+
 # Two at a time: the type check takes as long as everything else together.
 check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cdk-nag, cfn-lint, unit tests
 	@$(MAKE) --no-print-directory -j2 lint unit cfn-lint
@@ -85,7 +88,7 @@ bad-releases: # of every kind, in every environment
 	@$(DRILLING) $(BAD_RELEASES)
 
 rehearsal-tests:
-	@$(DRILLING) tests/rehearsal
+	@$(DRILLING) tests/matrix tests/rehearsal
 
 other-drills:
 	@$(DRILLING) tests/drills --ignore=$(BAD_RELEASES)

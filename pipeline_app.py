@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from aws_cdk import App, Stack, Validations, pipelines
+from aws_cdk import App, Stack, pipelines
 from aws_cdk import Environment as AwsEnvironment
 from aws_cdk import aws_codebuild as codebuild
 from aws_cdk import aws_codepipeline as codepipeline
 from aws_cdk import aws_iam as iam
-from cdk_nag import AwsSolutionsChecks
 from constructs import Construct
 
 from stages.artifact_store import ArtifactStore
@@ -18,6 +17,7 @@ from stages.build_step import EnvironmentBuildStep, exported
 from stages.environment_build import pipeline_role
 from stages.gates import LOAD, SMOKE
 from stages.migration import MIGRATE
+from stages.packs import check
 from stages.pipeline_conditions import roll_back_on_failure
 from stages.pipeline_findings import acknowledge_pipeline
 from stages.platform import PlatformStage
@@ -138,7 +138,7 @@ def main() -> int:
         settings=settings,
         env=AwsEnvironment(account=settings.tooling.account, region=settings.tooling.region),
     )
-    Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
+    check(app, settings.compliance)
     app.synth()
     return 0
 

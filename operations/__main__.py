@@ -1,4 +1,4 @@
-"""`make releases`, `make rollback`, `make restore`, `make client`; the pipeline's own `wake`, `migrate` and `token`."""
+"""`make releases`, `make rollback`, `make restore`, `make client`; `migrate` and `token`, which are the pipeline's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from operations.releases import Pipeline, show
 from operations.restore import restore
 from operations.rollback import SHORTEST_COMMIT, Rollback
 from operations.tokens import token
-from operations.wake import wake
 from stages.settings import SETTINGS_FILE, SettingsError, load_settings
 
 CANNOT = 2
@@ -81,17 +80,12 @@ def main() -> int:
     )
     restoring.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("migrate", help="run an environment's migration task: the pipeline's Migrate action")
-    commands.add_parser(
-        "wake", help="start the tasks that a schedule has stopped: the same action's first command"
-    )
     client = commands.add_parser("client", help="print what a client sets, ready to paste")
     client.add_argument("--environment", choices=ENVIRONMENTS, required=True)
     commands.add_parser("token", help="print a machine's token; TOKEN_ISSUER and others say whose")
     options = parser.parse_args()
     if options.command == "migrate":
         return migrate(os.environ)
-    if options.command == "wake":
-        return wake(os.environ)
     try:
         if options.command == "token":
             print(token(os.environ))

@@ -14,6 +14,7 @@ action: it puts the day's bounds back and starts the tasks of before. The schedu
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -74,3 +75,7 @@ def _wanted(ecs: Any, cluster: str, service: str) -> int | None:
         return None
     active = [one for one in found if one["status"] == "ACTIVE"]
     return int(active[0]["desiredCount"]) if active else None
+
+
+if __name__ == "__main__":
+    sys.exit(wake(os.environ))

@@ -20,7 +20,8 @@ class ArtifactStore(Construct):
 
     def __init__(self, scope: Construct, construct_id: str, *, settings: Settings) -> None:
         super().__init__(scope, construct_id)
-        access_logs = access_log_bucket(self, "AccessLogs")
+        days = max(environment.logs.days for _, environment in settings.environments.items())
+        access_logs = access_log_bucket(self, "AccessLogs", days)
         self.key = kms.Key(
             self,
             "Key",

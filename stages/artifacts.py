@@ -27,16 +27,16 @@ class ArtifactStore:
     policy: iam.ManagedPolicy
 
 
-def artifact_store(scope: Construct, settings: Artifacts) -> ArtifactStore:
+def artifact_store(scope: Construct, settings: Artifacts, log_days: int) -> ArtifactStore:
     """Make the bucket in `scope` if none is named, and the policy for it."""
     if settings.bucket:
         return _folder(scope, settings.bucket, settings.prefix or "", settings.key_arn)
-    return _own_bucket(scope, settings)
+    return _own_bucket(scope, settings, log_days)
 
 
-def _own_bucket(scope: Construct, settings: Artifacts) -> ArtifactStore:
+def _own_bucket(scope: Construct, settings: Artifacts, log_days: int) -> ArtifactStore:
     """A versioned bucket under a key of its own, which outlives its stack."""
-    access_logs = access_log_bucket(scope, "AccessLogs")
+    access_logs = access_log_bucket(scope, "AccessLogs", log_days)
     key = kms.Key(
         scope,
         "ArtifactsKey",

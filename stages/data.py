@@ -28,7 +28,7 @@ class DataStack(Stack):
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
-        self.artifacts = artifact_store(self, settings.artifacts)
+        self.artifacts = artifact_store(self, settings.artifacts, settings.logs.days)
         self.database_key = database_key(self)
         self.database = database_server(self, prefix, settings.database, vpc, self.database_key)
         self.server_keys = ServerKeys(self, "ServerKeys")

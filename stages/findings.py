@@ -5,6 +5,13 @@ from __future__ import annotations
 from aws_cdk import Acknowledgment, Stack, Validations
 from constructs import IConstruct
 
+IN_PACKS = {
+    "EC23": ("EC2RestrictedCommonPorts", "EC2RestrictedSSH"),
+    "S1": ("S3BucketLoggingEnabled",),
+    "SMG4": ("SecretsManagerRotationEnabled",),
+}
+"""Rules of AwsSolutions that other packs have, too, under another name: the reason is the same."""
+
 
 def acknowledge(construct: IConstruct, reason: str, *findings: str) -> None:
     """Accept cdk-nag findings on `construct` and everything below it.
@@ -17,6 +24,20 @@ def acknowledge(construct: IConstruct, reason: str, *findings: str) -> None:
     """
     Validations.of(construct).acknowledge(
         *(Acknowledgment(id=f"AwsSolutions::AwsSolutions-{finding}", reason=reason) for finding in findings)
+    )
+    acknowledge_in_packs(
+        construct, reason, *(rule for finding in findings for rule in IN_PACKS.get(finding, ()))
+    )
+
+
+def acknowledge_in_packs(construct: IConstruct, reason: str, *rules: str) -> None:
+    """The same for a rule of the packs that the setting `compliance` switches on; they name most of their rules alike."""
+    Validations.of(construct).acknowledge(
+        *(
+            Acknowledgment(id=f"{pack}::{pack}-{rule}", reason=reason)
+            for pack in ("NIST.800.53.R5", "PCI.DSS.321")
+            for rule in rules
+        )
     )
 
 

@@ -14,10 +14,10 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from stages import processors
 from stages.data import DataStack
 from stages.database_server import DATABASE_NAME
 from stages.findings import acknowledge
-from stages.processors import PROCESSORS
 from stages.server_keys import ServerKeys
 from stages.settings.image import Image
 
@@ -54,7 +54,7 @@ class MlflowTask(Construct):
             memory_limit_mib=memory,
             task_role=role,
             runtime_platform=ecs.RuntimePlatform(
-                cpu_architecture=PROCESSORS[image.architecture].fargate,
+                cpu_architecture=processors.PROCESSORS[image.architecture].fargate,
                 operating_system_family=ecs.OperatingSystemFamily.LINUX,
             ),
         )
@@ -131,7 +131,7 @@ def _server_image(scope: Construct, image: Image) -> ecr_assets.DockerImageAsset
         "Image",
         display_name="MLflow server",
         directory=str(IMAGE_DIRECTORY),
-        platform=PROCESSORS[image.architecture].image,
+        platform=processors.PROCESSORS[image.architecture].image,
         build_args={**base, "REVISION": revision},
         extra_hash=image.base,
         invalidation=ecr_assets.DockerImageAssetInvalidationOptions(build_args=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_cdk import CfnWaitConditionHandle, Fn, RemovalPolicy, Stack
+from aws_cdk import Annotations, CfnWaitConditionHandle, Fn, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_logs as logs
 from constructs import Construct
@@ -71,7 +71,13 @@ class NetworkStack(Stack):
             # Emptying the default group takes a custom resource, a function to keep patched; nothing uses the group.
             restrict_default_security_group=False,
             subnet_configuration=[
-                ec2.SubnetConfiguration(name="public", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=24),
+                ec2.SubnetConfiguration(
+                    name="public",
+                    subnet_type=ec2.SubnetType.PUBLIC,
+                    cidr_mask=24,
+                    # Gateways and load balancers have addresses of their own; nothing else is to get one by accident.
+                    map_public_ip_on_launch=False,
+                ),
                 ec2.SubnetConfiguration(name="private", subnet_type=private, cidr_mask=22),
                 ec2.SubnetConfiguration(
                     name="isolated", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=24
@@ -94,7 +100,7 @@ class NetworkStack(Stack):
     def _existing(self, given: ExistingVpc) -> ec2.IVpc:
         # CloudFormation takes no stack without a resource; this one is nothing.
         CfnWaitConditionHandle(self, "Nothing")
-        return ec2.Vpc.from_vpc_attributes(
+        vpc = ec2.Vpc.from_vpc_attributes(
             self,
             "Vpc",
             vpc_id=given.id,
@@ -106,6 +112,10 @@ class NetworkStack(Stack):
             isolated_subnet_ids=given.isolated_subnets,
             isolated_subnet_names=["isolated"],
         )
+        Annotations.of(vpc).acknowledge_warning(
+            "@aws-cdk/aws-ec2:noSubnetRouteTableId", "Nothing here adds a route to the subnets' tables."
+        )
+        return vpc
 
     def let_out(self, who: ec2.IConnectable, why: str) -> None:
         """Let `who` call by HTTPS what there is outside: everything where there is NAT, else AWS's APIs and S3 alone."""

@@ -105,7 +105,7 @@ class TrackingStack(Stack):
             drop_invalid_header_fields=True,
             deletion_protection=self._settings.database.deletion_protection,
         )
-        balancer.log_access_logs(access_log_bucket(self, "BalancerLogs"))
+        balancer.log_access_logs(access_log_bucket(self, "BalancerLogs", self._settings.logs.days))
         return balancer
 
     def _service(self) -> ecs.FargateService:

@@ -10,9 +10,9 @@ import tomllib
 from ipaddress import IPv4Network
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from stages.settings.artifacts import Artifacts
 from stages.settings.compute import Compute
@@ -23,7 +23,7 @@ from stages.settings.load import Load
 from stages.settings.logs import Logs
 from stages.settings.network import Network
 from stages.settings.profile import Profile, filled_in, refusal
-from stages.settings.sentences import sentence
+from stages.settings.sentences import sentence, shown
 from stages.settings.sign_in import SignIn
 
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "platform.toml"
@@ -156,6 +156,7 @@ class Settings(Table):
         ]
         | None
     ) = None
+    compliance: list[Literal["nist-800-53-r5", "pci-dss-321"]] = Field(default_factory=list)
     image: Image = Image()
     environments: Environments
 
@@ -173,6 +174,12 @@ class Settings(Table):
                     f" environments.{one} too; give each environment an account or a region of its own"
                 )
         for name, environment in self.environments.items():
+            if self.compliance and environment.profile != "strict":
+                raise ValueError(
+                    f"compliance = {shown(self.compliance)}: is checked for the whole delivery, but"
+                    f' environments.{name}.profile = "{environment.profile}" does not promise what it asks for; set that to'
+                    ' "strict", or remove compliance'
+                )
             if environment.region != self.tooling.region:
                 raise ValueError(
                     f'environments.{name}.region = "{environment.region}": the pipeline does not cross regions; use'

@@ -34,8 +34,9 @@ def test_a_finding_that_nobody_acknowledged_fails_the_build(workspace: Workspace
         ),
         Edit(
             "stages/data.py",
-            "        self.artifacts = artifact_store(self, settings.artifacts)\n",
-            '        self.artifacts = artifact_store(self, settings.artifacts)\n        s3.Bucket(self, "Careless")\n',
+            "        self.artifacts = artifact_store(self, settings.artifacts, settings.logs.days)\n",
+            "        self.artifacts = artifact_store(self, settings.artifacts, settings.logs.days)\n"
+            '        s3.Bucket(self, "Careless")\n',
         ),
     )
     release = workspace.release("A careless bucket", *careless, approve=True)

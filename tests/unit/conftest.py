@@ -149,14 +149,69 @@ def restored(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> As
 
 def synthesized_dev(content: Json, directory: Path) -> Assembly:
     """Dev with settings of its own; a cdk-nag finding that is not acknowledged fails its synthesis."""
-    from aws_cdk import App, Validations
-    from cdk_nag import AwsSolutionsChecks
+    from aws_cdk import App
 
+    from stages.packs import check
     from stages.platform import PlatformStage
 
     variant = Settings.model_validate(content)
     app = App(outdir=str(directory), context=context(), analytics_reporting=False)
     PlatformStage(app, "Dev", settings=variant, environment="dev")
-    Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
+    check(app, variant.compliance)
     app.synth()
     return Assembly(directory, variant)
+
+
+@pytest.fixture(scope="session")
+def strict_delivery(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Assembly:
+    """The whole delivery, strict in every environment, on Graviton, checked by every pack."""
+    from aws_cdk import App, Environment
+
+    from pipeline_app import PipelineStack
+    from stages.packs import PACKS, check
+
+    content = settings.model_dump(exclude_unset=True)
+    for name, own in settings.environments.items():
+        content["environments"][name] = {
+            "account": own.account,
+            "region": own.region,
+            "cidr": own.cidr,
+            "exposure": "internal",
+            "profile": "strict",
+            "auth": "cognito",
+            "certificate_arn": f"arn:aws:acm:{own.region}:{own.account}:certificate/c0ffee",
+            "host_name": f"mlflow-{name}.example.com",
+            "smoke_demo": own.smoke_demo,
+            "load": own.load.model_dump(),
+        }
+    content |= {"image": {"architecture": "arm64"}, "compliance": list(PACKS)}
+    variant = Settings.model_validate(content)
+    directory = tmp_path_factory.mktemp("strict")
+    app = App(outdir=str(directory), context=context(), analytics_reporting=False)
+    PipelineStack(
+        app,
+        f"{variant.name}-pipeline",
+        settings=variant,
+        env=Environment(account=variant.tooling.account, region=variant.tooling.region),
+    )
+    check(app, variant.compliance)
+    app.synth()
+    return Assembly(directory, variant)
+
+
+@pytest.fixture(scope="session")
+def standard_dev(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
+    """Dev of the standard profile, with Cognito."""
+    return synthesized_dev(_of_profile("standard"), tmp_path_factory.mktemp("standard"))
+
+
+@pytest.fixture(scope="session")
+def cost_dev(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
+    """The same, as cheap as it gets."""
+    return synthesized_dev(_of_profile("cost"), tmp_path_factory.mktemp("cost"))
+
+
+def _of_profile(profile: str) -> Json:
+    from tests.matrix.axes import content
+
+    return content(("postgres", "internal", "cognito", "one NAT gateway", profile, "x86", "AwsSolutions"))

@@ -50,9 +50,8 @@ def test_subnets_share_the_networks_addresses(platform: Platform) -> None:
     assert not any(one.overlaps(other) for one in parts for other in parts if one is not other)
 
 
-def test_only_public_subnets_hand_out_public_addresses(platform: Platform) -> None:
-    assert all(subnet["MapPublicIpOnLaunch"] for subnet in subnets(platform, "public"))
-    for kind in ("private", "isolated"):
+def test_no_subnet_hands_out_public_addresses(platform: Platform) -> None:
+    for kind in KINDS:
         assert not any(subnet["MapPublicIpOnLaunch"] for subnet in subnets(platform, kind))
 
 

@@ -1,4 +1,4 @@
-"""`python -m operations wake`: a service without tasks gets those of the day, and its bounds; any other is left alone."""
+"""`python -m operations.wake`: a service without tasks gets those of the day, and its bounds; any other is left alone."""
 
 from __future__ import annotations
 

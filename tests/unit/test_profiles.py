@@ -11,7 +11,6 @@ from stages.settings import SETTINGS_FILE, Settings, SettingsError, load_setting
 from stages.settings.profile import PROFILES, SIZES, STRICT, Profile
 
 from .assembly import Assembly, Json, Platform
-from .conftest import synthesized_dev
 
 NEEDED = ("account", "region", "cidr", "exposure", "smoke_demo", "load")
 """What no profile can know."""
@@ -119,26 +118,24 @@ def test_an_unknown_profile_is_refused(tmp_path: Any) -> None:
 # What they are, synthesized
 
 
-@pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
-    return synthesized_dev(content(profile="strict", **SIGNED_IN), tmp_path_factory.mktemp("strict"))
+@pytest.fixture
+def cost(cost_dev: Assembly) -> Platform:
+    return cost_dev.platform("dev")
 
 
-@pytest.fixture(scope="module")
-def cost(tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    made = content(profile="cost", database={"engine": "aurora-postgres"})
-    return synthesized_dev(made, tmp_path_factory.mktemp("cost")).platform("dev")
-
-
-def test_a_strict_environment_keeps_every_log_for_a_year_under_a_key_of_its_own(strict: Assembly) -> None:
-    groups = strict.platform("dev").all("AWS::Logs::LogGroup")
+def test_a_strict_environment_keeps_every_log_for_a_year_under_a_key_of_its_own(
+    strict_delivery: Assembly,
+) -> None:
+    groups = strict_delivery.platform("dev").all("AWS::Logs::LogGroup")
     assert len(groups) >= 6, "flow logs, the database's, the migration's, the service's, the builds'"
     assert {group.properties["RetentionInDays"] for group in groups} == {365}
     assert {group.properties["KmsKeyId"] for group in groups} == {"<network/LogKey.Arn>"}
 
 
-def test_only_the_logs_service_uses_that_key_and_only_for_this_account_s_logs(strict: Assembly) -> None:
-    key = strict.platform("dev").at("network/LogKey")
+def test_only_the_logs_service_uses_that_key_and_only_for_this_account_s_logs(
+    strict_delivery: Assembly,
+) -> None:
+    key = strict_delivery.platform("dev").at("network/LogKey")
     (statement,) = (
         statement
         for statement in key.properties["KeyPolicy"]["Statement"]
@@ -162,14 +159,12 @@ def test_other_environments_keep_logs_for_three_months_and_those_of_builds_for_a
     assert not [group.path for group in groups if "KmsKeyId" in group.properties]
 
 
-def test_the_cheap_environment_has_one_task_which_is_replaced_and_a_database_that_pauses(
+def test_the_cheap_environment_has_one_task_which_is_replaced_and_the_smallest_database(
     cost: Platform,
 ) -> None:
     service = cost.only("AWS::ECS::Service").properties
     assert service["DesiredCount"] == 1
     assert service["DeploymentConfiguration"]["MinimumHealthyPercent"] == 100
     assert service["CapacityProviderStrategy"] == [{"CapacityProvider": "FARGATE_SPOT", "Weight": 1}]
-    capacity = cost.only("AWS::RDS::DBCluster").properties["ServerlessV2ScalingConfiguration"]
-    assert capacity["MinCapacity"] == 0
-    assert len(cost.all("AWS::RDS::DBInstance")) == 1
+    assert cost.only("AWS::RDS::DBInstance").properties["DBInstanceClass"] == "db.t4g.small"
     assert len(cost.all("AWS::EC2::NatGateway")) == 1
