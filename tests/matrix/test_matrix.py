@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from stages.packs import EVERYWHERE
 from tests.matrix.axes import Combination, all_combinations, content, refusals
 from tests.matrix.pairs import few
 from tests.unit.assembly import ROOT, Assembly
@@ -59,6 +60,16 @@ def test_a_combination_has_no_open_finding(combination: Combination, synthesized
     assert wanted <= looked.keys()
     assert {name: report["violations"] for name, report in looked.items()} == {name: [] for name in looked}
     assert all(looked[name].get("suppressedViolations") for name in wanted)
+
+
+def test_no_acknowledgement_of_the_packs_is_there_in_vain(synthesized: Synthesized) -> None:
+    found = {
+        finding["ruleName"].partition("-")[2]
+        for combination in CHOSEN
+        for report in reports(synthesized(combination))
+        for finding in report.get("suppressedViolations", ())
+    }
+    assert not {rule for rules in EVERYWHERE.values() for rule, _ in rules} - found
 
 
 def test_every_template_is_valid(synthesized: Synthesized, tmp_path: Path) -> None:
