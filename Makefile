@@ -144,4 +144,5 @@ client: venv ## What a client sets to use an environment, ready to paste: ENV=pr
 lock: venv ## Write the lock files anew from requirements.txt, mlflow_image/requirements.in and package.json
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.txt -o requirements.lock
 	@cd mlflow_image && ../$(BIN)/uv pip compile --quiet --excludes requirements.exclude --universal --python-version 3.11 --generate-hashes --only-binary :all: --no-header requirements.in -o requirements.lock
+	@cd mlflow_image/build && ../../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: --no-header tools.in -o tools.lock
 	@npm install --package-lock-only --silent

@@ -16,6 +16,9 @@ from stages.settings import SettingsError, load_settings
 
 CONTEXT = Path(__file__).resolve().parents[1] / "mlflow_image"
 TAG = "mlflow-platform:latest"
+REPORTS = Path(__file__).resolve().parents[1] / "reports" / "image"
+BILL = ("mlflow.cdx.json", "licences.txt")
+"""What mlflow_image/build/bill.py leaves in the image."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +26,35 @@ class Commit:
     """The commit that last changed the image."""
 
     revision: str
-    epoch: int
-    """When it was committed, in seconds."""
+    made: str
+    """When it was committed, as RFC 3339 has it."""
 
 
 def last_commit(folder: Path) -> Commit:
-    """The commit that last changed `folder`; outside of git, none, at the beginning of time."""
+    """The commit that last changed `folder`; outside of git, none."""
 
     def git(*arguments: str) -> str:
         run = subprocess.run(["git", *arguments, "--", "."], cwd=folder, capture_output=True, text=True)
         return run.stdout.strip() if run.returncode == 0 else ""
 
-    revision, _, epoch = git("log", "-1", "--format=%H %ct").partition(" ")
-    if not revision:
-        return Commit("", 0)
-    return Commit(f"{revision}-changed" if git("status", "--porcelain") else revision, int(epoch))
+    revision, _, made = git("log", "-1", "--format=%H %cI").partition(" ")
+    return Commit(f"{revision}-changed" if revision and git("status", "--porcelain") else revision, made)
 
 
-def build(engine: Engine, tag: str = TAG, context: Path = CONTEXT) -> None:
-    """Build the image and call it `tag`.
+def build(engine: Engine, *options: str, tag: str = TAG) -> None:
+    """Build the image and call it `tag`. `options` are the engine's own, such as `--no-cache`.
 
     Raises:
         BuildFailed: the engine said no.
         SettingsError: platform.toml cannot be used.
     """
-    commit = last_commit(context)
-    base = load_settings().image.base
-    arguments = {"REVISION": commit.revision, **({"PYTHON_IMAGE": base} if base else {})}
-    engine.build(context, tag=tag, arguments=arguments, epoch=commit.epoch)
+    commit = last_commit(CONTEXT)
+    settings = load_settings()
+    arguments = {"PYTHON_IMAGE": settings.image.base} if settings.image.base else {}
+    # Not as the Dockerfile's arguments: where nothing else has changed, Podman's cache gives the labels of before.
+    said = {"revision": commit.revision, "created": commit.made, "source": settings.source.url}
+    labels = [f"--label=org.opencontainers.image.{name}={value}" for name, value in said.items()]
+    engine.build(CONTEXT, *labels, *options, tag=tag, arguments=arguments)
 
 
 def main() -> int:
@@ -62,7 +66,14 @@ def main() -> int:
     except (BuildFailed, NoEngine, SettingsError) as problem:
         print(problem, file=sys.stderr)
         return 1 if isinstance(problem, BuildFailed) else 2
-    print(f"Built {TAG}")
+    if engine.runs:
+        REPORTS.mkdir(parents=True, exist_ok=True)
+        for name in BILL:
+            (REPORTS / name).write_bytes(engine.read(TAG, f"/usr/share/sbom/{name}"))
+        size = engine.compressed_bytes(TAG) / 2**20
+        print(
+            f"Built {TAG}, {size:.1f} MiB compressed; its bill of materials and licences are in reports/image/"
+        )
     return 0
 
 

@@ -82,7 +82,7 @@ class ImageStore:
         Raises:
             BuildFailed: the engine said no.
         """
-        engine.build(context, tag=tag, arguments=arguments, epoch=0)
+        engine.build(context, tag=tag, arguments=arguments)
         asked = [engine.program, "image", "inspect", "--format", "{{.Id}}", tag]
         said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         digest = f"sha256:{said.removeprefix('sha256:')}"

@@ -145,6 +145,7 @@ class MigrationStack(Stack):
             role=self._role,
             data=self._data,
             image=settings.image,
+            source=settings.source.url,
             command=MIGRATE,
             environment=variables,
             # Time to roll back the migration that runs; what a database does not roll back, the next run completes.

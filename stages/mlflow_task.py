@@ -38,6 +38,7 @@ class MlflowTask(Construct):
         role: iam.Role,
         data: DataStack,
         image: Image,
+        source: str,
         command: str,
         environment: Mapping[str, str],
         stop_timeout: Duration,
@@ -74,7 +75,7 @@ class MlflowTask(Construct):
         )
         container = self.definition.add_container(
             "mlflow",
-            image=ecs.ContainerImage.from_docker_image_asset(_server_image(self, image)),
+            image=ecs.ContainerImage.from_docker_image_asset(_server_image(self, image, source)),
             command=[command],
             port_mappings=[ecs.PortMapping(container_port=port) for port in ports],
             environment={
@@ -120,19 +121,22 @@ class MlflowTask(Construct):
         )
 
 
-def _server_image(scope: Construct, image: Image) -> ecr_assets.DockerImageAsset:
+def _server_image(scope: Construct, image: Image, source: str) -> ecr_assets.DockerImageAsset:
     """The server's image. The same directory and base everywhere are the same asset: it is built and published once."""
     base = {"PYTHON_IMAGE": image.base} if image.base else {}
     # CodeBuild says which commit it builds. The label is that of the commit that first built this content: were it part
     # of the asset's name, every commit would be another image, and roll the service out anew.
-    revision = os.environ.get("CODEBUILD_RESOLVED_SOURCE_VERSION", "")
+    labels = {
+        "REVISION": os.environ.get("CODEBUILD_RESOLVED_SOURCE_VERSION", ""),
+        "SOURCE": source,
+    }
     return ecr_assets.DockerImageAsset(
         scope,
         "Image",
         display_name="MLflow server",
         directory=str(IMAGE_DIRECTORY),
         platform=processors.PROCESSORS[image.architecture].image,
-        build_args={**base, "REVISION": revision},
+        build_args={**base, **labels},
         extra_hash=image.base,
         invalidation=ecr_assets.DockerImageAssetInvalidationOptions(build_args=False),
     )

@@ -61,6 +61,7 @@ class PlatformStage(Stage):
             data=data,
             sign_in=sign_in,
             image=settings.image,
+            source=settings.source.url,
         )
         tracking.add_stack_dependency(self.migration)
         GatesStack(

@@ -55,12 +55,13 @@ class TrackingStack(Stack):
         data: DataStack,
         sign_in: SignIn | None,
         image: Image,
+        source: str,
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
         self._prefix = prefix
         self._settings = settings
-        self._image = image
+        self._image, self._source = image, source
         self._network = network
         self._data = data
         self._sign_in = sign_in
@@ -128,6 +129,7 @@ class TrackingStack(Stack):
             role=role,
             data=self._data,
             image=self._image,
+            source=self._source,
             keys=self._data.server_keys,
             command="serve",
             ports=[PORT],

@@ -46,6 +46,11 @@ class Source(Table):
         ),
     ]
 
+    @property
+    def url(self) -> str:
+        """Where people read it."""
+        return f"https://github.com/{self.repository}"
+
 
 class Tooling(Table):
     """The account that holds the pipeline."""

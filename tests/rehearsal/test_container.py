@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ pytestmark = [pytest.mark.container, pytest.mark.skipif(ENGINE is None, reason=W
 Run = Callable[..., Task]
 
 LOOK = """
-import json, os, pathlib, sys
+import importlib.util, json, os, pathlib, ssl
 def writable(folder):
     try:
         pathlib.Path(folder, "probe").write_text("")
@@ -51,6 +52,12 @@ print(json.dumps({
     "writable": [top for top in ("/", "/app", "/opt/venv", "/etc", "/run", "/var/tmp", "/dev/shm", "/tmp")
                  if pathlib.Path(top).is_dir() and writable(top)],
     "directory": os.getcwd(),
+    "programs": sorted(
+        str(path) for path in pathlib.Path("/").rglob("*")
+        if not {"proc", "sys", "dev"} & set(path.parts) and path.is_file() and os.access(path, os.X_OK)
+        and ".so" not in path.name and path.suffix != ".py" and ".dist-info" not in str(path)),
+    "authorities": ssl.create_default_context().cert_store_stats()["x509_ca"] > 50,
+    "pip": [name for name in ("pip", "setuptools", "ensurepip") if importlib.util.find_spec(name)],
 }))
 """
 
@@ -64,7 +71,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def image(engine: Engine) -> str:
     """The name of the image, built from what is checked out."""
-    built.build(engine, TAG)
+    built.build(engine, tag=TAG)
     return TAG
 
 
@@ -124,7 +131,8 @@ def command_lines() -> str:
 def test_it_can_do_next_to_nothing(run: Run) -> None:
     look = run({}, "-c", LOOK, arguments=("--entrypoint=/opt/venv/bin/python",))
     assert look.ends() == 0, look.output
-    assert json.loads(look.output) == {
+    seen = json.loads(look.output)
+    assert seen == {
         "uid": UID,
         "gid": UID,
         "groups": [UID],
@@ -132,7 +140,12 @@ def test_it_can_do_next_to_nothing(run: Run) -> None:
         "no_new_privileges": 1,
         "writable": ["/dev/shm", "/tmp"],
         "directory": "/tmp",
+        # No shell, no package manager, no compiler: Python alone, and the link to it.
+        "programs": ["/opt/venv/bin/python", seen["programs"][-1]],
+        "authorities": True,
+        "pip": [],
     }
+    assert re.fullmatch(r"/usr/(local/)?bin/python3\.\d+", seen["programs"][-1])
 
 
 def test_its_memory_is_the_task_s(run: Run, settings: Settings) -> None:
@@ -167,3 +180,14 @@ def test_it_migrates_and_serves_mariadb(run: Run) -> None:
         smoke(run(variables).wait_healthy(), demo=False)
     finally:
         mariadb.stop()
+
+
+def test_its_own_health_check_asks_the_server(run: Run, engine: Engine, image: str) -> None:
+    """Docker's: nothing serves here, so that it says no."""
+    known = engine.inspect(image)
+    check = known["Config"].get("Healthcheck") or known["Healthcheck"]  # where Docker has it, and Podman
+    kind, program, *arguments = check["Test"]
+    assert kind == "CMD"
+    asked = run({}, *arguments, arguments=(f"--entrypoint={program}",))
+    assert asked.ends() == 1
+    assert "Connection refused" in asked.output
