@@ -75,7 +75,7 @@ def main() -> int:
 def check(settings: LoadSettings, stop: Event, before: Baseline | None) -> tuple[Figures, Verdict]:
     """Prepare, load, read back, remove, judge and report."""
     reports.remove_old(REPORTS)
-    api, place, ledger, load = Api(settings.url, settings.token), Place(), Ledger(), Load()
+    api, place, ledger, load = Api(settings.url, settings.authorization), Place(), Ledger(), Load()
     unprepared, lost = "", []
     size = f"{settings.users} users, {settings.seconds:g} s"
     print(f"Load check of {settings.url}: {size}, as {place.name}", flush=True)

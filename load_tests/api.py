@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,25 +26,34 @@ class NoAnswerError(ApiError):
     """Nothing answered, or not in time."""
 
 
-class BearerToken(requests.auth.AuthBase):
-    """Sends the token with every request. As a plain header it would lose to a password in ~/.netrc."""
+def authorization(environment: Mapping[str, str]) -> str | None:
+    """The header with which MLflow's own client would sign in, by the same variables; None where it would not."""
+    user, password = (environment.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    if user and password:
+        return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+    token = environment.get("MLFLOW_TRACKING_TOKEN")
+    return f"Bearer {token}" if token else None
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+
+class Authorization(requests.auth.AuthBase):
+    """Sends the header with every request. As a plain one it would lose to a password in ~/.netrc."""
+
+    def __init__(self, header: str) -> None:
+        self._header = header
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
+        request.headers["Authorization"] = self._header
         return request
 
 
 class Api:
     """One keep-alive session with one MLflow server."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, authorization: str | None) -> None:
         self._url = url
         self._session = requests.Session()
-        if token:
-            self._session.auth = BearerToken(token)
+        if authorization:
+            self._session.auth = Authorization(authorization)
 
     def call(self, method: str, path: str, json: Any = None, params: Query | None = None) -> Any:
         """Send a request and return the decoded JSON answer.

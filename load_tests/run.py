@@ -38,7 +38,8 @@ def run_load(settings: LoadSettings, place: Place, ledger: Ledger, stop: Event) 
     are waited for, so that a server that hangs shows as failed requests and not as none.
     """
     TrackingUser.place, TrackingUser.ledger = place, ledger
-    TrackingUser.default_headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else None
+    signed_in = settings.authorization
+    TrackingUser.default_headers = {"Authorization": signed_in} if signed_in else None
     environment = Environment(
         user_classes=[TrackingUser], host=settings.url, reset_stats=True, stop_timeout=4 * REQUEST_TIMEOUT
     )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from load_tests.api import authorization
+
 VARIABLES = {
     "MLFLOW_TRACKING_URI": "the environment's URL, such as http://127.0.0.1:5000",
     "LOAD_USERS": "how many users work at the same time, 1 to 500",
@@ -22,6 +24,7 @@ VARIABLES = {
 
 OPTIONAL = {
     "MLFLOW_TRACKING_TOKEN": "sent as a bearer token",
+    "MLFLOW_TRACKING_USERNAME": "sent with MLFLOW_TRACKING_PASSWORD, in place of a token",
     "LOAD_BASELINE_PARAMETER": "the SSM parameter that keeps the figures of the release before",
 }
 """What may be set. Without a place to keep them there are no figures to compare with."""
@@ -36,7 +39,7 @@ class LoadSettings:
     """What to load, how hard, and which figures pass."""
 
     url: str
-    token: str | None
+    authorization: str | None
     users: int
     spawn_rate: float
     seconds: float
@@ -59,7 +62,7 @@ class LoadSettings:
         reader = _Reader(environment)
         settings = cls(
             url=reader.url("MLFLOW_TRACKING_URI"),
-            token=environment.get("MLFLOW_TRACKING_TOKEN") or None,
+            authorization=authorization(environment),
             users=int(reader.number("LOAD_USERS", 1, 500, whole=True)),
             spawn_rate=reader.number("LOAD_SPAWN_RATE", 0.1, 100),
             seconds=reader.number("LOAD_SECONDS", 5, 3600),

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,21 @@ LOCKS = {
         "it (SELECT IS_USED_LOCK(CONCAT('mlflow-migration-', MD5(DATABASE()))) names it, KILL ends it)",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of MLflow's migrations, and the table in which a database says how far along it is."""
+
+    name: str
+    folder: str
+    version_table: str
+
+
+SCHEMA = Line("schema", "store/db_migrations", "alembic_version")
+# Of its basic auth, in the same database. Nobody reads these tables unless SIGN_IN is basic.
+USERS = Line("user schema", "server/auth/db/migrations", "alembic_version_auth")
+
 ARTIFACT_ROOT = "mlflow-artifacts:/"  # runs name their artifacts by this; the server knows the bucket
 
 # By SQLSTATE (PostgreSQL) or error number (MySQL): what is the matter, and what to do.
@@ -151,23 +167,22 @@ def migration_lock(connection: Connection) -> Iterator[None]:
             value(connection, give)
 
 
-def current_revision(connection: Connection) -> str | None:
-    """The schema's revision. None if there is no schema, or one whose creation did not get to its end."""
+def current_revision(connection: Connection, line: Line = SCHEMA) -> str | None:
+    """The database's revision. None if it has no such tables, or their creation did not get to its end."""
     with connection.begin():
-        if not sa.inspect(connection).has_table("alembic_version"):
+        if not sa.inspect(connection).has_table(line.version_table):
             return None
-        found: str | None = connection.exec_driver_sql(
-            "SELECT max(version_num) FROM alembic_version"
-        ).scalar()
+        query = f"SELECT max(version_num) FROM {line.version_table}"  # noqa: S608  one of the two above
+        found: str | None = connection.exec_driver_sql(query).scalar()
         return found
 
 
-def image_revision() -> str:
+def image_revision(line: Line = SCHEMA) -> str:
     """The revision this image's MLflow works with: the only migration that no other one builds on.
 
     Read from the migration files, because importing MLflow takes seconds and a hundred megabytes.
     """
-    revisions = image_revisions()
+    revisions = image_revisions(line)
     heads = revisions.keys() - revisions.values()
     if len(heads) != 1:
         raise DatabaseError(
@@ -176,10 +191,10 @@ def image_revision() -> str:
     return heads.pop()
 
 
-def image_revisions() -> dict[str, str | None]:
+def image_revisions(line: Line = SCHEMA) -> dict[str, str | None]:
     """Each migration of this image's MLflow, and the one it builds on."""
     revisions = {}
-    for file in Path(migrations_folder(), "versions").glob("*.py"):
+    for file in Path(migrations_folder(line), "versions").glob("*.py"):
         names = {
             target.id: ast.literal_eval(node.value)
             for node in ast.parse(file.read_bytes()).body
@@ -192,12 +207,12 @@ def image_revisions() -> dict[str, str | None]:
     return revisions
 
 
-def migrations_folder() -> Path:
+def migrations_folder(line: Line = SCHEMA) -> Path:
     """Where MLflow's migrations are, found without importing it."""
     spec = find_spec("mlflow")
     if spec is None or not spec.submodule_search_locations:
         raise DatabaseError("MLflow is not installed: install requirements.lock.")
-    return Path(spec.submodule_search_locations[0], "store/db_migrations")
+    return Path(spec.submodule_search_locations[0], line.folder)
 
 
 def value(connection: Connection, query: str) -> object:

@@ -71,6 +71,12 @@ def serve() -> None:
     with database.connect(where) as connection:
         found = database.current_revision(connection)
         between = history.check_servable(connection, where, image, found)
+        if how.sign_in:
+            import own_users  # it takes werkzeug along, for nothing where nobody signs in
+
+            own_users.keep(connection, where, how.sign_in)
+    for name in settings.USER_PASSWORDS.values():  # no worker needs them
+        withheld.secrets.pop(name, None)
     if between:
         print(
             f"WARNING: the schema of {where} is at revision {found}, newer than this image's {image} by "

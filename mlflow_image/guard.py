@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 def relax() -> None:
     """Put our checks in the place of MLflow's, in this process."""
-    utils._verify_schema = _verify
+    utils._verify_schema = check
     # The registry's store has it under a name of its own.
     utils._initialize_tables = registry._initialize_tables = _refuse_to_create
 
@@ -44,12 +44,13 @@ def add_details(application: Any) -> None:
     application.router.routes.insert(0, Route("/health/details", answer))
 
 
-def _verify(engine: Engine) -> None:
-    head = database.image_revision()
+def check(engine: Engine, line: database.Line = database.SCHEMA) -> None:
+    """Raise MlflowException if this image cannot serve what the database has of that line."""
+    head = database.image_revision(line)
     with engine.connect() as connection:
-        found = database.current_revision(connection)
+        found = database.current_revision(connection, line)
         try:
-            history.check_servable(connection, engine.url.database, head, found)
+            history.check_servable(connection, engine.url.database, head, found, line)
         except database.DatabaseError as error:
             raise MlflowException(str(error)) from None
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from classification import Classification
-from database import DatabaseError, RefusedError, image_revisions
+from database import SCHEMA, DatabaseError, Line, RefusedError, image_revisions
 from sqlalchemy.engine import Connection
 
 TABLE = sa.Table(
@@ -102,7 +102,7 @@ def entry(revision: str, down_revision: str | None, found: Classification) -> En
     )
 
 
-def since(connection: Connection, head: str, found: str) -> list[Entry]:
+def since(connection: Connection, head: str, found: str, line: Line = SCHEMA) -> list[Entry]:
     """What was applied after `head` up to `found`, oldest first. Raises RefusedError if that is not known."""
     with connection.begin():
         rows = {}
@@ -114,7 +114,7 @@ def since(connection: Connection, head: str, found: str) -> list[Entry]:
         row = rows.get(revision)
         if row is None:
             raise RefusedError(
-                f"The database's schema is at revision {found}, which this image (revision {head}) does not know, and "
+                f"The database's {line.name} is at revision {found}, which this image (revision {head}) does not know, and "
                 f"the history in its table {TABLE.name} does not lead from there to {head}: a newer release, or "
                 "another branch, made it. Deploy that release or a later one, or restore an earlier snapshot."
             )
@@ -137,31 +137,33 @@ def since(connection: Connection, head: str, found: str) -> list[Entry]:
     return path[::-1]
 
 
-def check_servable(connection: Connection, database: object, head: str, found: str | None) -> list[Entry]:
+def check_servable(
+    connection: Connection, database: object, head: str, found: str | None, line: Line = SCHEMA
+) -> list[Entry]:
     """What separates an image of revision `head` from the database's newer schema, oldest first.
 
     Raises DatabaseError if the schema is older than the image or not there, and RefusedError with the mend if a
     migration in between broke what the image expects, or is not known.
     """
     if found is None:
-        raise DatabaseError(f"The database {database} has no schema: run `entrypoint.py migrate` first.")
+        raise DatabaseError(f"The database {database} has no {line.name}: run `entrypoint.py migrate` first.")
     if found == head:
         return []
-    if not is_newer(found):
+    if not is_newer(found, line):
         raise DatabaseError(
-            f"The schema of {database} is at revision {found}, but this image needs {head}: "
+            f"The {line.name} of {database} is at revision {found}, but this image needs {head}: "
             "run `entrypoint.py migrate` with this image first."
         )
-    between = since(connection, head, found)
+    between = since(connection, head, found, line)
     broke = [entry for entry, kind in kinds(between) if kind == "breaking"]
     if broke:
         raise RefusedError(_mend(head, found, broke))
     return between
 
 
-def is_newer(found: str | None) -> bool:
+def is_newer(found: str | None, line: Line = SCHEMA) -> bool:
     """Whether a release later than this image made the schema."""
-    return found is not None and found not in image_revisions()
+    return found is not None and found not in image_revisions(line)
 
 
 def restore_checked(connection: Connection, snapshot: str) -> bool:

@@ -22,7 +22,10 @@ from alembic.script import Script, ScriptDirectory
 from classification import Column, Table, classify, foreign_key
 from database import (
     ARTIFACT_ROOT,
+    SCHEMA,
+    USERS,
     DatabaseError,
+    Line,
     RefusedError,
     codes,
     connect,
@@ -58,6 +61,14 @@ class Outcome:
     snapshot: snapshots.Snapshot = snapshots.NONE
     indexes: dict[str, str] = field(default_factory=dict)
 
+    def add(self, other: "Outcome") -> None:
+        """Take in what was done to the user schema, unless it was made new. The revisions told are those of the schema."""
+        if other.kind not in ("additive", "breaking"):
+            return
+        self.applied += other.applied
+        self.kind = "breaking" if "breaking" in (self.kind, other.kind) else "additive"
+        self.snapshot = other.snapshot
+
 
 def migrate(database: Database, how: Migration) -> Outcome:
     """Bring the schema to this image's revision. A schema that is newer, and fit for this image, is left alone.
@@ -65,76 +76,82 @@ def migrate(database: Database, how: Migration) -> Outcome:
     Raises DatabaseError when something fails, and RefusedError when a person has to decide first. Either way the
     schema is what it was, or, where only later migrations failed, at a revision between.
     """
-    head = image_revision()
     with connect(database) as connection, migration_lock(connection):
         if database.engine == "mysql":
             mysql.check_charset(connection)
-        before = current_revision(connection)
         if how.restored_from and not history.restore_checked(connection, how.restored_from):
             snapshots.check_restored(connection, _kind(how), how.restored_from)
             history.record_restore(connection, how.restored_from)
-        if history.is_newer(before):
-            assert before is not None
-            between = history.check_servable(connection, database, head, before)
-            say(
-                f"The schema of {database} is at revision {before}, {len(between)} additive migration(s) newer than "
-                f"this image ({head}): nothing to do, this image can serve it."
-            )
-            return Outcome(before, before)
-        outcome = Outcome(before, head)
-        if before != head:
-            _upgrade(connection, how, outcome)
-        _verify(connection, database, head)
-        _ensure_default_experiment(connection, database)
-        outcome.indexes = indexes.ensure(database)
+        outcome = _bring(connection, database, how, SCHEMA)
+        if not history.is_newer(outcome.before):
+            _verify(connection, database, outcome.after)
+            _ensure_default_experiment(connection, database)
+            outcome.indexes = indexes.ensure(database)
+        if how.users:
+            outcome.add(_bring(connection, database, how, USERS))
     return outcome
 
 
-def _upgrade(connection: Connection, how: Migration, outcome: Outcome) -> None:
+def _bring(connection: Connection, database: Database, how: Migration, line: Line) -> Outcome:
+    """Bring one line of migrations to this image's revision."""
+    head, before = image_revision(line), current_revision(connection, line)
+    if history.is_newer(before, line):
+        assert before is not None
+        between = history.check_servable(connection, database, head, before, line)
+        say(
+            f"The {line.name} of {database} is at revision {before}, {len(between)} additive migration(s) newer than "
+            f"this image ({head}): nothing to do, this image can serve it."
+        )
+        return Outcome(before, before)
+    outcome = Outcome(before, head)
+    if before != head:
+        _upgrade(connection, how, outcome, line)
+    return outcome
+
+
+def _upgrade(connection: Connection, how: Migration, outcome: Outcome, line: Line) -> None:
     before, head = outcome.before, outcome.after
-    judged = history.kinds(plan(connection, before, head))
-    # Every MLflow server that ever started made an experiment. A creation that was cut short has none yet.
-    if not _has_experiments(connection):
+    judged = history.kinds(plan(connection, before, head, line))
+    if _is_new(connection, before, line):
         outcome.kind = "created"
-        say(f"Creating MLflow's schema: {len(judged)} migrations, up to revision {head}.")
+        say(f"Creating MLflow's {line.name}: {len(judged)} migrations, up to revision {head}.")
     else:
         outcome.kind = "breaking" if any(kind == "breaking" for _, kind in judged) else "additive"
-        _print(judged)
+        _print(judged, line)
         _ask(judged, how, head)
         outcome.snapshot = _snapshot(connection, how, before)
     with connection.begin():
         history.TABLE.create(connection, checkfirst=True)
         if connection.dialect.name == "mysql":
             mysql.make_journal(connection)
-    script = _script()
     for entry, kind in judged:
         begin = time.monotonic()
-        _apply(connection, script, entry, how, outcome.snapshot)
+        _apply(connection, line, entry, how, outcome.snapshot)
         outcome.applied.append((entry, kind))
         if outcome.kind != "created":
             say(f"Migrated to {entry.revision} in {time.monotonic() - begin:.1f} s.")
 
 
-def plan(connection: Connection, before: str | None, head: str) -> list[history.Entry]:
+def plan(connection: Connection, before: str | None, head: str, line: Line = SCHEMA) -> list[history.Entry]:
     """Judge the migrations after `before`, up to `head`, oldest first.
 
     They run on empty tables in a schema of their own, in a transaction that is rolled back: no live table is so much
     as looked at. A few old migrations commit a session of their own, but one that is bound to a connection which is
     in a transaction already cannot end that.
     """
-    script = _script()
+    script = _script(line)
     done = _path(script, before, "base") if before else []
     pending = _path(script, head, before or "base")
     with _scratch(connection) as scratch:
-        _initial_tables(scratch)
+        _initial_tables(scratch, line)
         for revision in done:
-            _run(scratch, script, revision)
+            _run(scratch, script, revision, line)
         entries = []
         tables = _tables(scratch)
         for revision in pending:
             functions = _functions(scratch)
             with _recorded(scratch) as statements:
-                _run(scratch, script, revision)
+                _run(scratch, script, revision, line)
             verdict = classify(statements, tables, functions)
             # Looking at all tables each time would take a minute.
             touched = set(re.findall(r"\w+", " ".join(statements)))
@@ -179,7 +196,7 @@ def _recorded(connection: Connection) -> Iterator[list[str]]:
             r"pg_catalog|information_schema|alembic_version", statement, re.I
         )
         if not looks and not re.match(
-            r"\s*(CREATE TABLE|INSERT INTO|UPDATE|DELETE FROM)\s+alembic_version\b", statement, re.I
+            r"\s*(CREATE TABLE|INSERT INTO|UPDATE|DELETE FROM)\s+alembic_version(_auth)?\b", statement, re.I
         ):
             statements.append(statement)
 
@@ -239,8 +256,8 @@ def _functions(connection: Connection) -> frozenset[str]:
     return frozenset(connection.exec_driver_sql(query).scalars())
 
 
-def _print(judged: list[tuple[history.Entry, str]]) -> None:
-    script = _script()
+def _print(judged: list[tuple[history.Entry, str]], line: Line) -> None:
+    script = _script(line)
     say(f"{len(judged)} migration(s) pending:")
     for entry, kind in judged:
         say(f"  {entry.revision}  {kind:8}  {script.get_revision(entry.revision).doc}")
@@ -285,20 +302,21 @@ def _kind(how: Migration) -> snapshots.Kind:
 
 def _apply(
     connection: Connection,
-    script: ScriptDirectory,
+    line: Line,
     entry: history.Entry,
     how: Migration,
     snapshot: snapshots.Snapshot,
 ) -> None:
     """Run one migration and write it down, both or neither; on MySQL, resume it where it was cut off."""
+    script = _script(line)
     for attempt in range(1, TABLE_LOCK_TRIES + 1):
         try:
             with connection.begin():
                 connection.exec_driver_sql(LOCK_LIMIT[connection.dialect.name].format(TABLE_LOCK_SECONDS))
                 with _resumable(connection, entry.revision):
                     if entry.down_revision is None:
-                        _initial_tables(connection)
-                    _run(connection, script, script.get_revision(entry.revision))
+                        _initial_tables(connection, line)
+                    _run(connection, script, script.get_revision(entry.revision), line)
                 history.record(
                     connection,
                     entry,
@@ -360,16 +378,31 @@ def _has_experiments(connection: Connection) -> bool:
         return connection.exec_driver_sql("SELECT 1 FROM experiments LIMIT 1").first() is not None
 
 
-def _initial_tables(connection: Connection) -> None:
-    """The tables that MLflow's first migration builds on."""
+def _is_new(connection: Connection, before: str | None, line: Line) -> bool:
+    """Whether nothing of anybody's is in these tables yet, so that there is nothing to ask about or to copy."""
+    # Every MLflow server that ever started made an experiment. A creation that was cut short has none yet.
+    if line == SCHEMA:
+        return not _has_experiments(connection)
+    with connection.begin():
+        if not sa.inspect(connection).has_table("users"):
+            return True
+        return (
+            before is not None and connection.exec_driver_sql("SELECT 1 FROM users LIMIT 1").first() is None
+        )
+
+
+def _initial_tables(connection: Connection, line: Line) -> None:
+    """The tables that MLflow's first migration builds on; that of its users builds on none."""
+    if line != SCHEMA:
+        return
     from mlflow.store.tracking.dbmodels.initial_models import Base
 
     Base.metadata.create_all(connection)
 
 
-def _script() -> ScriptDirectory:
+def _script(line: Line) -> ScriptDirectory:
     config = Config()
-    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations_folder(line)).replace("%", "%%"))
     return ScriptDirectory.from_config(config)
 
 
@@ -378,7 +411,7 @@ def _path(script: ScriptDirectory, upper: str, lower: str) -> list[Script]:
     return list(script.iterate_revisions(upper, lower))[::-1]
 
 
-def _run(connection: Connection, script: ScriptDirectory, revision: Script) -> None:
+def _run(connection: Connection, script: ScriptDirectory, revision: Script, line: Line) -> None:
     """Run one migration in the transaction that the connection is in, configured as MLflow's env.py does."""
     from mlflow.store.db.base_sql_model import Base
 
@@ -386,5 +419,10 @@ def _run(connection: Connection, script: ScriptDirectory, revision: Script) -> N
         return script._upgrade_revs(revision.revision, heads)
 
     with EnvironmentContext(Config(), script, fn=step) as environment:
-        environment.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+        environment.configure(
+            connection=connection,
+            target_metadata=Base.metadata if line == SCHEMA else None,
+            version_table=line.version_table,
+            render_as_batch=True,
+        )
         environment.run_migrations()

@@ -53,6 +53,9 @@ POOLS = {
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "QueuePool",  # by name, so that deadlines.py can put its own in its place
 }
 
+SIGN_IN_VARIABLE = (
+    "PLATFORM_SIGN_IN"  # for the workers: empty, or for how many seconds a password is not hashed again
+)
 SCHEMA_VARIABLE = "PLATFORM_SCHEMA"  # what was found at the start, as JSON, for the workers
 
 LOGGING: dict[str, Any] = {
@@ -109,6 +112,7 @@ def environment(where: Database, server: Server) -> dict[str, str]:
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_ENABLE_WORKSPACES": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its queue would be a file of this task
+        SIGN_IN_VARIABLE: str(server.sign_in.seconds) if server.sign_in else "",
     }
     if server.allowed_hosts:
         variables["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(server.allowed_hosts)
@@ -164,25 +168,25 @@ def application(secrets: dict[str, str]) -> Any:
     import ready
     import speed
     from mlflow.server import app as flask
-    from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
     # This is another process than the one that looked at the database, unless there is only one worker.
     database.sign_in()
+    # What looks after connections comes first: with users, making the application opens one.
     failures.hide_details()
-    failures.answer(app, flask)
     deadlines.bound()
-    _without_basic_auth()
+    _prepare_nothing()
+    if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
+        rotation.follow(secret_arn)
     guard.relax()
+    app = _signed_in(flask) if os.environ[SIGN_IN_VARIABLE] else _for_everybody()
+    failures.answer(app, flask)
     guard.add_details(app)
     ready.add(app, os.environ["_MLFLOW_SERVER_FILE_STORE"], os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
     limits.bound(app)
     inputs.refuse_wrong_values(app)
     own_bucket.keep_to_it()
     origins.refuse_others_everywhere()
-    _prepare_nothing()
-    if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
-        rotation.follow(secret_arn)
     initialize_backend_stores()
     # MLflow has it since 3.17.
     if find_spec("mlflow.tracing.trace_rollup_service"):
@@ -193,14 +197,27 @@ def application(secrets: dict[str, str]) -> Any:
     return app
 
 
-def _without_basic_auth() -> None:
-    """Make MLflow's import of its basic auth fail at once, where what that needs is not installed.
+def _signed_in(flask: Any) -> Any:
+    import basic_auth
 
-    Each search of runs imports it anew, in vain: some 50 ms of work, and when two do so at the same time, one may meet a
-    module that is half there, so that its request fails.
+    return basic_auth.application(flask, int(os.environ[SIGN_IN_VARIABLE]))
+
+
+def _for_everybody() -> Any:
+    _without_basic_auth()
+    from mlflow.server import fastapi_app
+
+    return fastapi_app.app
+
+
+def _without_basic_auth() -> None:
+    """Make MLflow's import of its basic auth fail at once, where nobody signs in by it.
+
+    Each search of runs imports it: at the first one, some seconds and tens of megabytes of work for nothing. Where something
+    that it needs is missing, each search does so anew, and when two do at the same time, one may meet a module that is
+    half there, so that its request fails.
     """
-    if find_spec("flask_wtf") is None:
-        sys.modules["mlflow.server.auth"] = None  # type: ignore[assignment]  # Python's own way to say: not there
+    sys.modules["mlflow.server.auth"] = None  # type: ignore[assignment]  # Python's own way to say: not there
 
 
 def _prepare_nothing() -> None:

@@ -19,8 +19,12 @@
 | MLFLOW_SPEED                       | off: as slow as MLflow's own; or names (`speed.py`)     | all of them |
 | MLFLOW_CRYPTO_KEK_PASSPHRASE       | encrypts the gateway's API keys; the same for all tasks | required    |
 | MLFLOW_FLASK_SERVER_SECRET_KEY     | signs sessions; the same for all tasks                  | required    |
+| SIGN_IN                            | basic: MLflow's own users sign in; none: nobody does    | none        |
+| PASSWORD_SECONDS                   | how long a password that was right is not hashed again  | 60          |
+| MLFLOW_AUTH_ADMIN_PASSWORD         | of the user `admin`; SIGN_IN=basic does not go without  | none        |
+| GATE_PASSWORD                      | with SIGN_IN=basic: of the user `gates`, if wanted      | none        |
 
-An empty value counts as not set. `migrate` needs the database's variables only, and reads these besides:
+An empty value counts as not set. `migrate` needs the database's variables and SIGN_IN only, and reads these besides:
 
 | variable                 | meaning                                                                  | default |
 |--------------------------|--------------------------------------------------------------------------|---------|
@@ -38,6 +42,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlencode
+
+import passwords
 
 HOST = (
     r"[\w.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*"  # a name, an IPv4 or an IPv6 address, without port
@@ -72,11 +78,15 @@ NOT_READ = {
     "MLFLOW_ARTIFACTS_DESTINATION": "set ARTIFACTS_DESTINATION instead",
     "MLFLOW_DEFAULT_ARTIFACT_ROOT": "set ARTIFACTS_DESTINATION instead",
     "MLFLOW_WORKERS": "set WORKERS instead",
+    "MLFLOW_AUTH_CONFIG_PATH": "set SIGN_IN=basic instead",
+    "MLFLOW_AUTH_ADMIN_USERNAME": "it is admin; unset it",
 }
 
 # MLflow reads these itself. Without the first it would encrypt with a passphrase that is in its source code.
 KEYS = ("MLFLOW_CRYPTO_KEK_PASSPHRASE", "MLFLOW_FLASK_SERVER_SECRET_KEY")
 KEY_LENGTH = 32
+# Of the users that the server itself keeps; it needs them when it starts.
+USER_PASSWORDS = {passwords.ADMIN: "MLFLOW_AUTH_ADMIN_PASSWORD", passwords.GATES: "GATE_PASSWORD"}
 
 
 class SettingsError(Exception):
@@ -126,6 +136,17 @@ class Migration:
     restored_from: str
     commit: str
     image: str
+    users: bool = False
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """MLflow's own basic auth: what the users have that the server itself keeps."""
+
+    passwords: dict[str, str] = field(repr=False)
+    """By user name."""
+    seconds: int
+    """How long a password that was right is not hashed again."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +159,7 @@ class Server:
     workers: int
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
+    sign_in: SignIn | None = None
 
 
 def read_migration(environment: Mapping[str, str]) -> tuple[Database, Migration]:
@@ -180,6 +202,16 @@ class _Reader:
             self.problems.append(f"{name} is not set: {mend}.")
         elif len(value) < KEY_LENGTH or value.startswith("mlflow-default-"):
             self.problems.append(f"{name} is too short or publicly known: {mend}.")
+
+    def password(self, name: str, user: str) -> str:
+        """Check a password without ever repeating it."""
+        value = self.environment.get(name, "")
+        mend = f"generate one of {KEY_LENGTH} or more random characters, in the injected secret"
+        if not value:
+            self.problems.append(f"{name} is not set: {mend}.")
+        elif problem := passwords.problem(user, value):
+            self.problems.append(f"{name} is weak ({problem}): {mend}.")
+        return value
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
         value = self.environment.get(name) or str(default)
@@ -236,7 +268,29 @@ def _migration(reader: _Reader) -> Migration:
         ),
         commit=reader.text("RELEASE_COMMIT", "", "give the commit's hash", r"|[\w.-]{1,64}"),
         image=reader.text("RELEASE_IMAGE", "", "give the image's name", r"|\S{1,512}"),
+        users=_signs_in(reader),
     )
+
+
+def _signs_in(reader: _Reader) -> bool:
+    basic = reader.text("SIGN_IN", "none", "give none or basic", "none|basic") == "basic"
+    if basic and reader.environment.get("DATABASE_ENGINE") == "mysql":
+        # Both in MLflow's first migration of them, named fk_user_id.
+        reader.problems.append(
+            "SIGN_IN is 'basic': MLflow's users need PostgreSQL, as MySQL refuses two foreign keys of one name; unset it."
+        )
+    return basic
+
+
+def _sign_in(reader: _Reader) -> SignIn | None:
+    if not _signs_in(reader):
+        return None
+    held = {
+        user: reader.password(name, user)
+        for user, name in USER_PASSWORDS.items()
+        if user == passwords.ADMIN or reader.environment.get(name)
+    }
+    return SignIn(held, reader.number("PASSWORD_SECONDS", 60, 0, 60))
 
 
 def _server(reader: _Reader) -> Server:
@@ -280,4 +334,4 @@ def _server(reader: _Reader) -> Server:
     ) or tuple(f"{scheme}://{host}" for host in hosts if "*" not in host for scheme in ("https", "http"))
     for name in KEYS:
         reader.key(name)
-    return Server(destination, host, port, workers, hosts, origins)
+    return Server(destination, host, port, workers, hosts, origins, _sign_in(reader))

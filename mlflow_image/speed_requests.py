@@ -94,7 +94,7 @@ class _FlaskFirst(BaseRoute):
         if self._beginnings is None:  # now every module has added its routes
             routes = self._application.router.routes
             after = routes[routes.index(self) + 1 :]
-            self._beginnings = tuple(_beginnings(route for route in after if route is not self._mount))
+            self._beginnings = tuple(beginnings(route for route in after if route is not self._mount))
         if scope["path"].startswith(self._beginnings):
             return Match.NONE, {}
         return self._mount.matches(scope)
@@ -103,13 +103,13 @@ class _FlaskFirst(BaseRoute):
         await self._mount.handle(scope, receive, send)
 
 
-def _beginnings(routes: Iterable[Any]) -> set[str]:
+def beginnings(routes: Iterable[Any]) -> set[str]:
     """What the routes' paths begin with, up to the first parameter; all begin with "", where a path is not known."""
     found: set[str] = set()
     for route in routes:
         if hasattr(route, "effective_candidates"):  # an included router
-            found |= _beginnings(route.effective_candidates())
-            found |= _beginnings(route.effective_low_priority_routes())
+            found |= beginnings(route.effective_candidates())
+            found |= beginnings(route.effective_low_priority_routes())
             continue
         path: str = getattr(route, "path", "") or getattr(getattr(route, "starlette_route", None), "path", "")
         found.add(path.partition("{")[0])

@@ -11,9 +11,9 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any
 
-from settings import KEYS
+from settings import KEYS, USER_PASSWORDS
 
-NAMES = ("DATABASE_PASSWORD", *KEYS)
+NAMES = ("DATABASE_PASSWORD", *KEYS, *USER_PASSWORDS.values())
 PIPE = "PLATFORM_SECRETS_PIPE"
 """Names the file descriptor to read them from. Set by `start_anew` alone."""
 

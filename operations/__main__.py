@@ -1,4 +1,4 @@
-"""`make releases`, `make rollback`, `make restore`, `make client`; `migrate` and `token`, which are the pipeline's."""
+"""`make releases`, `make rollback`, `make restore`, `make client`; and `migrate`, `token`, `password`, the pipeline's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from operations.migrate import migrate
 from operations.releases import Pipeline, show
 from operations.restore import restore
 from operations.rollback import SHORTEST_COMMIT, Rollback
-from operations.tokens import token
+from operations.tokens import password, token
 from stages.settings import SETTINGS_FILE, SettingsError, load_settings
 
 CANNOT = 2
@@ -83,12 +83,16 @@ def main() -> int:
     client = commands.add_parser("client", help="print what a client sets, ready to paste")
     client.add_argument("--environment", choices=ENVIRONMENTS, required=True)
     commands.add_parser("token", help="print a machine's token; TOKEN_ISSUER and others say whose")
+    commands.add_parser("password", help="print the password of the user whose secret USER_SECRET_ARN names")
     options = parser.parse_args()
     if options.command == "migrate":
         return migrate(os.environ)
     try:
         if options.command == "token":
             print(token(os.environ))
+            return 0
+        if options.command == "password":
+            print(password(os.environ))
             return 0
         if options.command == "restore":
             restore(SETTINGS_FILE, options.environment, options.snapshot, yes=options.yes)

@@ -27,8 +27,18 @@ def client_settings(settings: Settings, environment: str) -> str:
 
 
 def lines(outputs: Mapping[str, str]) -> str:
-    """Exports for the URL and, where machines have to sign in, for a token, which is asked for when they are run."""
+    """Exports for the URL and for what is signed in with, which is asked for when they are run."""
     exported = {"MLFLOW_TRACKING_URI": outputs["Url"]}
+    if "AdminSecret" in outputs:
+        return (
+            f"# With the user that an administrator made for you; in a browser, {outputs['Url']} asks for the same:\n"
+            f"{_exports(exported)}\n"
+            'read -rp "MLflow user: " MLFLOW_TRACKING_USERNAME && export MLFLOW_TRACKING_USERNAME\n'
+            'read -rsp "Password: " MLFLOW_TRACKING_PASSWORD && export MLFLOW_TRACKING_PASSWORD\n'
+            "# Or as the administrator, with AWS credentials that may read the secret, in place of the last two lines:\n"
+            f"# export MLFLOW_TRACKING_USERNAME=admin USER_SECRET_ARN={shlex.quote(outputs['AdminSecret'])}\n"
+            '# MLFLOW_TRACKING_PASSWORD="$(python -m operations password)" && export MLFLOW_TRACKING_PASSWORD'
+        )
     if "TokenIssuer" not in outputs:
         return _exports(exported)
     exported["TOKEN_ISSUER"] = outputs["TokenIssuer"]

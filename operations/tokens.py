@@ -1,10 +1,11 @@
-"""A machine's token: asked for by client credentials, with the id and the secret that Secrets Manager keeps.
+"""What a machine signs in with: a token, asked for by client credentials, or the password of one of MLflow's own users.
 
 | variable         | meaning                                                                          |
 |------------------|----------------------------------------------------------------------------------|
 | TOKEN_ISSUER     | the provider; its discovery document says where tokens are. Not set: no token    |
 | TOKEN_SECRET_ARN | the secret that holds client_id and client_secret as JSON                        |
 | TOKEN_REQUEST    | what the request says besides the grant, URL-encoded, such as scope=mlflow%2Fuse |
+| USER_SECRET_ARN  | the secret that holds username and password as JSON. Not set: no password        |
 """
 
 from __future__ import annotations
@@ -31,23 +32,39 @@ def token(environment: Mapping[str, str]) -> str:
     issuer = environment.get("TOKEN_ISSUER")
     if not issuer:
         return ""
-    arn = environment.get("TOKEN_SECRET_ARN", "")
-    if arn.count(":") < 6:
-        raise CannotOperate(f"TOKEN_SECRET_ARN={arn}: is not the ARN of a secret; set it")
-    with sentences(f"reading the secret {arn}"):
-        reader = boto3.client("secretsmanager", region_name=arn.split(":")[3])
-        content = reader.get_secret_value(SecretId=arn)["SecretString"]
-    try:
-        held = json.loads(content)
-        client = (str(held["client_id"]), str(held["client_secret"]))
-    except (ValueError, KeyError, TypeError):
-        raise CannotOperate(f"{arn}: does not hold client_id and client_secret as JSON; mend it") from None
+    client = _held(environment, "TOKEN_SECRET_ARN", "client_id", "client_secret")
     form = {"grant_type": "client_credentials", **dict(parse_qsl(environment.get("TOKEN_REQUEST", "")))}
     answer = _ask("POST", _token_endpoint(issuer), data=form, auth=client)
     try:
         return str(answer["access_token"])
     except KeyError:
         raise CannotOperate(f"{issuer}: its answer to the request for a token holds none") from None
+
+
+def password(environment: Mapping[str, str]) -> str:
+    """The password of one of MLflow's own users, or an empty text where they do not sign in.
+
+    Raises:
+        CannotOperate: the secret cannot be read or is not one of a user.
+    """
+    if not environment.get("USER_SECRET_ARN"):
+        return ""
+    return _held(environment, "USER_SECRET_ARN", "username", "password")[1]
+
+
+def _held(environment: Mapping[str, str], variable: str, name: str, secret: str) -> tuple[str, str]:
+    """The two fields of the secret that the variable names."""
+    arn = environment.get(variable, "")
+    if arn.count(":") < 6:
+        raise CannotOperate(f"{variable}={arn}: is not the ARN of a secret; set it")
+    with sentences(f"reading the secret {arn}"):
+        reader = boto3.client("secretsmanager", region_name=arn.split(":")[3])
+        content = reader.get_secret_value(SecretId=arn)["SecretString"]
+    try:
+        held = json.loads(content)
+        return str(held[name]), str(held[secret])
+    except (ValueError, KeyError, TypeError):
+        raise CannotOperate(f"{arn}: does not hold {name} and {secret} as JSON; mend it") from None
 
 
 def _token_endpoint(issuer: str) -> str:

@@ -31,7 +31,7 @@ Action = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]
 """A step of a rule. It answers, or returns None to let the next action go on, as an authentication does."""
 
 CALLBACK = "/oauth2/idpresponse"
-SIGN_IN_SECONDS = 15 * 60
+PASSWORD_SECONDS = 15 * 60
 """How long somebody may take at the provider; the load balancer's own limit."""
 
 PROVIDER = ClientTimeout(total=15)
@@ -219,12 +219,12 @@ def authenticate(config: AuthenticateOidcConfig, provider: Provider, port: int) 
             headers={hdrs.LOCATION: f"{config.authorization_endpoint}?{query}", hdrs.SERVER: "awselb/2.0"},
         )
         answer.set_cookie(
-            state_cookie, nonce, max_age=SIGN_IN_SECONDS, secure=True, httponly=True, samesite="None"
+            state_cookie, nonce, max_age=PASSWORD_SECONDS, secure=True, httponly=True, samesite="None"
         )
         return answer
 
     async def come_back(request: web.BaseRequest) -> web.StreamResponse:
-        state = provider.unseal(request.rel_url.query.get("state"), SIGN_IN_SECONDS)
+        state = provider.unseal(request.rel_url.query.get("state"), PASSWORD_SECONDS)
         if (
             not state
             or not (code := request.rel_url.query.get("code"))

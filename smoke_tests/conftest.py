@@ -2,7 +2,8 @@
 
     MLFLOW_TRACKING_URI=http://127.0.0.1:5000 SMOKE_DEMO=true python -m pytest smoke_tests
 
-MLFLOW_TRACKING_TOKEN, MLflow's own variable, is honoured by the client and by the plain requests alike.
+MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, all MLflow's own variables, are honoured
+by the client and by the plain requests alike.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ os.environ.update(
 import pytest
 import requests
 
-from load_tests.api import Api, BearerToken
+from load_tests.api import Api, Authorization, authorization
 
 LOCK_FILE = Path(__file__).parents[1] / "mlflow_image" / "requirements.lock"
 REQUEST_SECONDS = 20
@@ -78,17 +79,17 @@ def pinned_version() -> str:
 
 @pytest.fixture(scope="session")
 def get(url: str) -> Get:
-    """GET a path of the server, with the token if there is one, and with a time limit."""
+    """GET a path of the server, signed in if there is something to sign in with, and with a time limit."""
     session = requests.Session()
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        session.auth = BearerToken(token)
+    if header := authorization(os.environ):
+        session.auth = Authorization(header)
     return lambda path: session.get(url + path, timeout=REQUEST_SECONDS)
 
 
 @pytest.fixture(scope="session")
 def api(url: str) -> Api:
     """MLflow's REST API, for what its client has no call for."""
-    return Api(url, os.environ.get("MLFLOW_TRACKING_TOKEN"))
+    return Api(url, authorization(os.environ))
 
 
 @pytest.fixture(scope="session", autouse=True)

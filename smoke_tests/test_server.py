@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from html.parser import HTMLParser
 
 import requests
 
+from load_tests.api import authorization
 from smoke_tests.conftest import REQUEST_SECONDS, Get
 
 CONTENT_TYPES = {
@@ -43,8 +45,8 @@ def test_version_is_the_images(get: Get, pinned_version: str) -> None:
     )
 
 
-def test_whoever_does_not_sign_in_is_refused_where_a_token_is_needed(url: str, get: Get) -> None:
-    """The gate signs in with a token, or nobody does: then whoever reaches the server is served."""
+def test_whoever_does_not_sign_in_is_refused_where_others_do(url: str, get: Get) -> None:
+    """The gate signs in, or nobody does: then whoever reaches the server is served."""
     path = "/api/2.0/mlflow/experiments/search?max_results=1"
     assert get(path).status_code == 200
     with requests.Session() as anonymous:
@@ -53,9 +55,13 @@ def test_whoever_does_not_sign_in_is_refused_where_a_token_is_needed(url: str, g
             anonymous.get(
                 url + path, headers=headers, allow_redirects=False, timeout=REQUEST_SECONDS
             ).status_code
-            for headers in ({}, {"Authorization": "Bearer not-a-token"})
+            for headers in (
+                {},
+                {"Authorization": "Bearer not-a-token"},
+                {"Authorization": f"Basic {base64.b64encode(b'admin:password1234').decode()}"},
+            )
         ]
-    assert statuses == ([401, 401] if os.environ.get("MLFLOW_TRACKING_TOKEN") else [200, 200])
+    assert statuses == [401 if authorization(os.environ) else 200] * 3
 
 
 def test_ui_loads_with_all_its_assets(get: Get) -> None:

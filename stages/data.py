@@ -10,6 +10,7 @@ from constructs import Construct
 
 from stages.artifacts import artifact_store
 from stages.database import database_key, database_server
+from stages.mlflow_users import MlflowUsers
 from stages.server_keys import ServerKeys
 from stages.settings import Environment
 
@@ -32,3 +33,5 @@ class DataStack(Stack):
         self.database_key = database_key(self)
         self.database = database_server(self, prefix, settings.database, vpc, self.database_key)
         self.server_keys = ServerKeys(self, "ServerKeys")
+        self.users = MlflowUsers(self, "Users") if settings.auth == "mlflow-basic" else None
+        """MLflow's own users, where they sign in."""

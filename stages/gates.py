@@ -17,6 +17,7 @@ from constructs import Construct
 from stages.access import Tokens
 from stages.environment_build import EnvironmentBuild
 from stages.findings import acknowledge
+from stages.mlflow_users import GATES, MlflowUsers
 from stages.network import NetworkStack
 from stages.settings import Environment, Settings
 from stages.settings.load import Load
@@ -44,6 +45,7 @@ class GatesStack(Stack):
         network: NetworkStack,
         tracking: TrackingStack,
         tokens: Tokens | None,
+        users: MlflowUsers | None,
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
@@ -76,7 +78,7 @@ class GatesStack(Stack):
                 settings=settings,
                 description=f"{gate.title()} gate",
                 build_spec=f"{gate}_tests/buildspec.yml",
-                variables={"MLFLOW_TRACKING_URI": url, **variables, **_token_variables(tokens)},
+                variables={"MLFLOW_TRACKING_URI": url, **variables, **_sign_in_variables(tokens, users)},
                 network=network,
                 group=self._group,
                 key=key,
@@ -84,9 +86,11 @@ class GatesStack(Stack):
             )
             for gate, variables in gates.items()
         }
-        if tokens:
-            for build in builds.values():
-                _allow_tokens(build.role, tokens)
+        for build in builds.values():
+            if tokens:
+                _allow_secret(build.role, tokens.gate_secret_arn, tokens.secret_key_arn)
+            if users:
+                _allow_secret(build.role, users.gates_arn, users.key.key_arn)
         builds[LOAD].role.add_to_policy(
             iam.PolicyStatement(
                 actions=["ssm:GetParameter", "ssm:PutParameter"],
@@ -121,8 +125,10 @@ class GatesStack(Stack):
         network.let_out(self._group, "Python packages, the source of the release, CloudWatch Logs")
 
 
-def _token_variables(tokens: Tokens | None) -> dict[str, str]:
-    """Whom a gate asks for a token, as the variables that `python -m operations token` reads."""
+def _sign_in_variables(tokens: Tokens | None, users: MlflowUsers | None) -> dict[str, str]:
+    """How a gate signs in, as the variables that `python -m operations token` and `password` read."""
+    if users:
+        return {"MLFLOW_TRACKING_USERNAME": GATES, "USER_SECRET_ARN": users.gates_arn}
     if tokens is None:
         return {}
     return {
@@ -132,16 +138,14 @@ def _token_variables(tokens: Tokens | None) -> dict[str, str]:
     }
 
 
-def _allow_tokens(role: iam.Role, tokens: Tokens) -> None:
-    """Let a gate read the secret of its own client."""
-    role.add_to_policy(
-        iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[tokens.gate_secret_arn])
-    )
-    if tokens.secret_key_arn:
+def _allow_secret(role: iam.Role, arn: str, key_arn: str | None) -> None:
+    """Let a gate read the secret with which it signs in."""
+    role.add_to_policy(iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn]))
+    if key_arn:
         role.add_to_policy(
             iam.PolicyStatement(
                 actions=["kms:Decrypt"],
-                resources=[tokens.secret_key_arn],
+                resources=[key_arn],
                 conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{Aws.REGION}.amazonaws.com"}},
             )
         )

@@ -18,6 +18,7 @@ from stages import processors
 from stages.data import DataStack
 from stages.database_server import DATABASE_NAME
 from stages.findings import acknowledge
+from stages.mlflow_users import MlflowUsers
 from stages.server_keys import ServerKeys
 from stages.settings.image import Image
 
@@ -45,6 +46,7 @@ class MlflowTask(Construct):
         log_group_name: str,
         ports: Sequence[int] = (),
         keys: ServerKeys | None = None,
+        users: MlflowUsers | None = None,
     ) -> None:
         super().__init__(scope, construct_id)
         self.definition = ecs.FargateTaskDefinition(
@@ -84,12 +86,17 @@ class MlflowTask(Construct):
                 "DATABASE_NAME": DATABASE_NAME,
                 "DATABASE_PORT": database.port,
                 "DATABASE_SSLMODE": "require",
+                **({"SIGN_IN": "basic"} if data.users else {}),
                 **environment,
             },
             secrets={
                 "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
                 "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
                 **{name: self._server_key(name, arn) for name, arn in (keys.arns if keys else {}).items()},
+                **{
+                    name: self._server_key(name, arn, "password")
+                    for name, arn in (users.passwords if users else {}).items()
+                },
             },
             logging=ecs.LogDriver.aws_logs(stream_prefix=command, log_group=self.log_group),
             readonly_root_filesystem=True,
@@ -109,15 +116,17 @@ class MlflowTask(Construct):
         self.definition.add_to_execution_role_policy(self.read_key)
         if keys:
             self.definition.add_to_execution_role_policy(_may_decrypt(keys.key.key_arn))
+        if users:
+            self.definition.add_to_execution_role_policy(_may_decrypt(users.key.key_arn))
         acknowledge(
             self.execution_role,
             "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
             "IAM5[Resource::*]",
         )
 
-    def _server_key(self, name: str, arn: str) -> ecs.Secret:
+    def _server_key(self, name: str, arn: str, field: str | None = None) -> ecs.Secret:
         return ecs.Secret.from_secrets_manager(
-            secretsmanager.Secret.from_secret_complete_arn(self, name, arn)
+            secretsmanager.Secret.from_secret_complete_arn(self, name, arn), field
         )
 
 

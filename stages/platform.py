@@ -74,6 +74,7 @@ class PlatformStage(Stage):
             network=network,
             tracking=tracking,
             tokens=sign_in.tokens if sign_in else None,
+            users=data.users,
         )
 
         keep_logs(self, network, own.logs)

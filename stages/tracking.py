@@ -78,6 +78,13 @@ class TrackingStack(Stack):
         CfnOutput(self, "Url", value=self.url, description="Point MLFLOW_TRACKING_URI here")
         if settings.guard:
             Firewall(self, "Firewall", prefix=prefix, settings=settings.guard, balancer=self.balancer)
+        if data.users:
+            CfnOutput(
+                self,
+                "AdminSecret",
+                value=data.users.admin_arn,
+                description="User and password of MLflow's administrator",
+            )
         if settings.host_name and not settings.hosted_zone:
             CfnOutput(
                 self, "BalancerName", value=own_name, description="Point a DNS record of host_name here"
@@ -131,6 +138,7 @@ class TrackingStack(Stack):
             image=self._image,
             source=self._source,
             keys=self._data.server_keys,
+            users=self._data.users,
             command="serve",
             ports=[PORT],
             environment={

@@ -83,6 +83,24 @@ class Environment(Network, SignIn, Compute, Table):
         return self
 
     @model_validator(mode="after")
+    def _gates_may_do_it(self) -> Environment:
+        if self.smoke_demo and self.auth == "mlflow-basic":
+            raise ValueError(
+                'smoke_demo = true: `mlflow demo` has to be an administrator, and with auth = "mlflow-basic" the gates are'
+                " none; set smoke_demo to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _users_fit_the_database(self) -> Environment:
+        if self.auth == "mlflow-basic" and self.database.engine.endswith("mysql"):
+            raise ValueError(
+                'auth = "mlflow-basic": two foreign keys of its tables have one name, in MLflow\'s own migrations, and MySQL'
+                ' refuses that; set database.engine to "postgres" or "aurora-postgres", or auth to "cognito" or "oidc"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _secrets_are_here(self) -> Environment:
         here = f":{self.region}:{self.account}:"
         for arn in (arn for secrets in self.all_secrets() for arn in secrets.values()):

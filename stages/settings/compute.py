@@ -28,6 +28,9 @@ PLATFORMS_OWN = (
     "MLFLOW_HOST",
     "MLFLOW_PORT",
     "MLFLOW_SERVER_ALLOWED_HOSTS",
+    "SIGN_IN",
+    "MLFLOW_AUTH_",
+    "GATE_PASSWORD",
 )
 """How the variables begin that the platform gives the server; nobody else may."""
 

@@ -63,7 +63,7 @@ class Oidc(Table):
 class SignIn(Exposure):
     """Who gets through the load balancer."""
 
-    auth: Literal["none", "oidc", "cognito"] = "none"
+    auth: Literal["none", "oidc", "cognito", "mlflow-basic"] = "none"
     oidc: Oidc | None = None
 
     @property
@@ -77,12 +77,18 @@ class SignIn(Exposure):
             if self.exposure == "internet-facing":
                 raise ValueError(
                     'exposure = "internet-facing": with auth = "none" whoever finds it may read and delete everything;'
-                    ' set auth to "oidc" or "cognito", or exposure to "internal"'
+                    ' set auth to "oidc", "cognito" or "mlflow-basic", or exposure to "internal"'
                 )
             if EVERYBODY in self.ingress_cidrs:
                 raise ValueError(
                     f"ingress_cidrs = {shown(self.ingress_cidrs)}: nobody has to sign in, so everybody must not get in;"
                     " name the networks that may reach the load balancer, or set auth"
+                )
+        elif self.auth == "mlflow-basic":
+            if not self.https:
+                raise ValueError(
+                    'auth = "mlflow-basic": each request has its user\'s password with it, which could be read on the way'
+                    " over plain HTTP; add host_name, and certificate_arn or hosted_zone"
                 )
         elif not self.https:
             raise ValueError(

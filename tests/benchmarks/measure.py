@@ -95,6 +95,8 @@ def _without_delay(sock: socket.socket) -> None:
 def _one(http: HTTPClient, operation: Operation, number: int, answers: Answers) -> None:
     request = operation.request(number)
     headers = {"Content-Type": request.content_type} if request.body is not None else {}
+    if request.authorization:
+        headers["Authorization"] = request.authorization
     begin = time.perf_counter()
     try:
         response = http.request(request.method, request.path, request.body or b"", headers)

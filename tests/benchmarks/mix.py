@@ -26,7 +26,7 @@ def load(url: str, users: int, seconds: int, cpu: Callable[[], float]) -> dict[s
     """Load the server, read back what it acknowledged, and remove it. Its figures are those of the steady period."""
     settings = LoadSettings(
         url=url,
-        token=None,
+        authorization=None,
         users=users,
         spawn_rate=SPAWN_RATE,
         seconds=seconds,

@@ -27,6 +27,7 @@ class Request:
     path: str
     body: bytes | None = None
     content_type: str = "application/json"
+    authorization: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,17 @@ def operations(content: Content, artifacts: bool) -> list[Operation]:
         ),
     ]
     return [*read, *write, *(_artifacts() if artifacts else [])]
+
+
+def with_password(content: Content, authorization: str) -> Operation:
+    """What a user asks who signs in with a password."""
+
+    def request(n: int) -> Request:
+        run = content.run_ids[n % len(content.run_ids)]
+        path = f"/api/2.0/mlflow/runs/get?run_id={run}"
+        return Request("GET", path, authorization=authorization)
+
+    return Operation("get run, with a password", "read", request, b'"learning_rate"')
 
 
 def _artifacts() -> list[Operation]:

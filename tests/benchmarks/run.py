@@ -21,7 +21,7 @@ from tests.drills.places import Place, folder
 from . import mix
 from .fill import Content, fill
 from .measure import rounded, send
-from .operations import Operation, operations
+from .operations import Operation, operations, with_password
 from .places import Places, make_schema
 from .plan import CLIENTS, Plan
 from .servers import (
@@ -36,6 +36,7 @@ from .servers import (
     stock,
     stock_side,
 )
+from .users import image_with_users, stock_with_users
 
 WARMING = 2
 """Requests of each of the most clients before anything is measured, so that every worker has done each thing."""
@@ -65,6 +66,10 @@ def benchmark(plan: Plan, command: str) -> dict[str, Any]:
     built = image(caches / "mlflow-platform-drills")
     sides = [stock_side(released), image_side(built)]
     per_core = image_side(built, psutil.cpu_count() or 1)
+    users = {
+        "stock": stock_with_users(sides[0], released, built),
+        "image": image_with_users(sides[1], built, sides[1].workers),
+    }
     figures["sides"] = {side.name: side.settings for side in [*sides, per_core]}
     figures["measured"] = measured = []
     with folder() as place:
@@ -91,6 +96,15 @@ def benchmark(plan: Plan, command: str) -> dict[str, Any]:
                         finally:
                             places.drop(copy)
                         measured.append({"size": size, "round": round_, "side": side.name, **found})
+                        if first and side.name in users:
+                            say(f"  {side.name}, with MLflow's own users")
+                            copy = places.create("measured", like=filled.name)
+                            try:
+                                users[side.name].prepare(copy)
+                                one = _Measurement(plan, users[side.name], places, copy, content)
+                                found["operations"] |= one.signed_in()
+                            finally:
+                                places.drop(copy)
                 places.drop(filled)
         finally:
             places.remove()
@@ -130,6 +144,22 @@ class _Measurement:
                 say(f"  mix: {found['mix']['per_second']:g} requests/s")
             found["memory_mib"]["load"] = rounded(memory_mib(server))
             return found
+        finally:
+            server.kill()
+
+    def signed_in(self) -> dict[str, Any]:
+        """The one operation that says what a password costs."""
+        server, _ = started(self._side, self._place)
+        cpu = partial(cpu_seconds, server)
+        operation = with_password(self._content, self._side.authorization)
+        try:
+            come_to_rest(server, self._plan.settle_seconds)
+            send(server.url, operation, self._numbers, max(CLIENTS), cpu, at_least=WARMING)
+            return {
+                operation.name: {
+                    str(clients): self._one(server.url, operation, clients, cpu) for clients in CLIENTS
+                }
+            }
         finally:
             server.kill()
 

@@ -37,6 +37,10 @@ class Side:
     start: Callable[[Place], Server]
     prepare: Callable[[Place], None]
     """What is done to a stock database before this server is started on it."""
+    authorization: str = ""
+    """The header with which clients sign in."""
+    workers: int = 0
+    """0: MLflow's own default."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def image_side(release: Release, workers: int | None = None) -> Side:
 
     name = "image" if workers is None else "image per core"
     why = "prod's setting in platform.toml" if workers is None else "one per core of this machine"
-    return Side(name, f"`entrypoint.py serve`, WORKERS={count} ({why})", start, prepare)
+    return Side(name, f"`entrypoint.py serve`, WORKERS={count} ({why})", start, prepare, workers=count)
 
 
 def started(side: Side, place: Place) -> tuple[Server, Start]:
@@ -102,6 +106,7 @@ def started(side: Side, place: Place) -> tuple[Server, Start]:
     """
     begin = time.monotonic()
     server = side.start(place)
+    headers = {"Authorization": side.authorization} if side.authorization else {}
 
     def first_answer(path: str) -> float:
         while True:
@@ -111,7 +116,7 @@ def started(side: Side, place: Place) -> tuple[Server, Start]:
                 raise BenchmarkFailed(f"{side.name} does not answer {path}:\n{server.output}")
             try:
                 with connection(server.url) as client:
-                    response = client.get(path)
+                    response = client.get(path, headers)
                     response.read()
                     if response.status_code == 200:
                         return time.monotonic() - begin

@@ -124,7 +124,7 @@ def release(tmp_path: Path) -> Release:
             f'"""the next release"""\nfrom alembic import op\nrevision = {NEXT!r}\ndown_revision = {HEAD!r}\n'
             f"def upgrade():\n    for statement in {sql!r}.split(';'):\n        op.execute(statement)\n"
         )
-        return f"database.migrations_folder = lambda: __import__('pathlib').Path({str(folder)!r})"
+        return f"database.migrations_folder = lambda _: __import__('pathlib').Path({str(folder)!r})"
 
     return make
 

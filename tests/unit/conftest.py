@@ -139,6 +139,19 @@ def guest_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def basic_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Dev inside its network, with MLflow's own users."""
+    content = settings.model_dump()
+    content["environments"]["dev"] |= {
+        "certificate_arn": f"arn:aws:acm:{settings.tooling.region}:{settings.environments.dev.account}:certificate/c0ffee",
+        "host_name": "mlflow.example.com",
+        "auth": "mlflow-basic",
+        "smoke_demo": False,
+    }
+    return synthesized_dev(content, tmp_path_factory.mktemp("basic")).platform("dev")
+
+
+@pytest.fixture(scope="session")
 def restored(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Assembly:
     """Dev with a database from a snapshot, and a breaking migration allowed."""
     content = settings.model_dump()

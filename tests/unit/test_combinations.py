@@ -22,6 +22,8 @@ WRONG: list[tuple[Pair, str]] = [
         "ask the provider for keys and tokens, on the internet",
     ),
     ((("auth", "oidc"), ("network", "endpoints")), "ask the provider for keys and tokens, on the internet"),
+    ((("engine", "mysql"), ("auth", "mlflow-basic")), "two foreign keys of its tables have one name"),
+    ((("engine", "aurora-mysql"), ("auth", "mlflow-basic")), "two foreign keys of its tables have one name"),
     ((("auth", "none"), ("profile", "strict")), "whoever uses it is known"),
     ((("profile", "standard"), ("packs", "every pack")), "does not promise what it asks for"),
     ((("profile", "cost"), ("packs", "every pack")), "does not promise what it asks for"),

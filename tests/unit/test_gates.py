@@ -153,11 +153,12 @@ def test_gates_of_a_platform_with_sign_in_ask_for_a_token_and_may_read_that_secr
             assert keys == ([("kms:Decrypt", "<userpool/Key.Arn>", by_secrets_manager)] if key else [])
 
 
-def test_gates_get_their_token_before_they_begin() -> None:
+def test_gates_get_what_they_sign_in_with_before_they_begin() -> None:
     """In one shell; and not by `export A=$(b)`, which succeeds when b fails."""
     for gate in ("smoke", "load"):
         spec = yaml.safe_load((ROOT / f"{gate}_tests" / "buildspec.yml").read_text(encoding="utf-8"))
-        assert spec["phases"]["build"]["commands"][:2] == [
+        assert spec["phases"]["build"]["commands"][:3] == [
             'MLFLOW_TRACKING_TOKEN="$(.venv/bin/python -m operations token)"',
-            "export MLFLOW_TRACKING_TOKEN",
+            'MLFLOW_TRACKING_PASSWORD="$(.venv/bin/python -m operations password)"',
+            "export MLFLOW_TRACKING_TOKEN MLFLOW_TRACKING_PASSWORD",
         ]

@@ -9,6 +9,8 @@ from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "mlflow_image"))
 
+import database
+import passwords
 import settings
 
 GOOD = {
@@ -77,6 +79,55 @@ def test_a_weak_key_is_refused_and_not_repeated(name: str, value: str) -> None:
     assert value not in problem
 
 
+BASIC = {"SIGN_IN": "basic", "MLFLOW_AUTH_ADMIN_PASSWORD": "Xy7Qk" * 9}
+
+
+def test_nobody_signs_in_unless_told() -> None:
+    assert settings.read(GOOD)[1].sign_in is None
+    assert not settings.read_migration(GOOD)[1].users
+
+
+def test_users_that_the_server_keeps() -> None:
+    _, server = settings.read(GOOD | BASIC | {"GATE_PASSWORD": "Zw8Vp" * 9})
+    assert server.sign_in == settings.SignIn({"admin": "Xy7Qk" * 9, "gates": "Zw8Vp" * 9}, 60)
+    assert "Xy7Qk" not in repr(server)
+    assert settings.read_migration(GOOD | {"SIGN_IN": "basic"})[1].users
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_AUTH_ADMIN_PASSWORD", "GATE_PASSWORD"])
+@pytest.mark.parametrize("value", ["password1234", "Admin-Gates-2026", "Aa1!Aa1!Aa1!"])
+def test_a_weak_password_is_refused_and_not_repeated(name: str, value: str) -> None:
+    (problem,) = problems(**BASIC | {name: value})
+    assert problem.startswith(f"{name} is weak (without the user's name and the words that everybody tries")
+    assert value not in problem
+
+
+def test_no_administrator_without_a_password() -> None:
+    (problem,) = problems(SIGN_IN="basic")
+    assert problem.startswith("MLFLOW_AUTH_ADMIN_PASSWORD is not set: generate one")
+
+
+def test_no_users_on_mysql() -> None:
+    (problem,) = problems(**BASIC | {"DATABASE_ENGINE": "mysql"})
+    assert problem.startswith("SIGN_IN is 'basic': MLflow's users need PostgreSQL")
+
+
+def test_mlflow_still_names_two_foreign_keys_of_its_users_alike() -> None:
+    """If this fails after an update of MLflow, its users may do on MySQL, and need not be refused there any more."""
+    versions = database.migrations_folder().parents[1] / "server/auth/db/migrations/versions"
+    [first] = versions.glob("*_initial_migration.py")
+    assert first.read_text(encoding="utf-8").count('name="fk_user_id"') == 2
+
+
+def test_passwords() -> None:
+    for good in ("correct horse battery staple", "Tr0ub4dor&3-and-more", "ünïcödé-wörter-größe", "x7Gqz" * 9):
+        assert passwords.problem("somebody", good) == ""
+    assert "fewer than 12" in passwords.problem("somebody", "c0rrecthors")
+    assert "more than 256" in passwords.problem("somebody", "abcdefghijk-mnop" * 17)
+    for weak in ("password1234", "somebody-2026!", "Qwerty123456", "1234567890123", "abababababababab"):
+        assert passwords.problem("somebody", weak), weak
+
+
 def test_migrate_needs_the_database_only() -> None:
     database, _ = settings.read_migration(GOOD | {"ARTIFACTS_DESTINATION": "", "WORKERS": "many"})
     assert database.host == "db.internal"
@@ -95,6 +146,7 @@ def test_migrate_needs_the_database_only() -> None:
         ("ARTIFACTS_DESTINATION", "s3://bucket?region=x", "s3://bucket"),
         ("MLFLOW_HOST", "http://0.0.0.0", "address to listen on"),
         ("MLFLOW_PORT", "70000", "from 1 to 65535"),
+        ("SIGN_IN", "mlflow", "give none or basic"),
         ("WORKERS", "0", "from 1 to 32"),
         ("WORKERS", "-1", "from 1 to 32"),
         ("WORKERS", "two", "from 1 to 32"),

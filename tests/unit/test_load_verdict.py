@@ -214,9 +214,20 @@ def test_history_must_hold_every_acknowledged_value() -> None:
 
 def test_settings_as_the_environment_has_them() -> None:
     assert SETTINGS.url == "http://127.0.0.1:5000"
-    assert SETTINGS.token is None
+    assert SETTINGS.authorization is None
     assert (SETTINGS.users, SETTINGS.spawn_rate, SETTINGS.seconds) == (4, 2.0, 20.0)
-    assert LoadSettings.from_environment({**ENVIRONMENT, "MLFLOW_TRACKING_TOKEN": "t"}).token == "t"
+
+
+@pytest.mark.parametrize(
+    ("signed_in", "header"),
+    [
+        ({"MLFLOW_TRACKING_TOKEN": "t"}, "Bearer t"),
+        ({"MLFLOW_TRACKING_USERNAME": "gates", "MLFLOW_TRACKING_PASSWORD": "ü:p"}, "Basic Z2F0ZXM6w7w6cA=="),
+        ({"MLFLOW_TRACKING_USERNAME": "gates", "MLFLOW_TRACKING_PASSWORD": ""}, None),
+    ],
+)
+def test_the_load_signs_in_as_a_client_would(signed_in: dict[str, str], header: str | None) -> None:
+    assert LoadSettings.from_environment({**ENVIRONMENT, **signed_in}).authorization == header
 
 
 @pytest.mark.parametrize(

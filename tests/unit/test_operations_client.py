@@ -40,5 +40,23 @@ def test_with_sign_in_there_is_a_token_and_where_it_is_from() -> None:
     }
 
 
+def test_mlflows_own_users_are_asked_for_their_password() -> None:
+    arn = "arn:aws:secretsmanager:eu-west-1:444444444444:secret:admin-a1b2c3"
+    text = lines({"Url": OUTPUTS["Url"], "AdminSecret": arn})
+    answers = 'read() { printf -v "${@: -1}" "typed at %s" "$2"; }'
+    assert variables(f"{answers}\n{text}") == {
+        "MLFLOW_TRACKING_URI": OUTPUTS["Url"],
+        "MLFLOW_TRACKING_USERNAME": "typed at MLflow user: ",
+        "MLFLOW_TRACKING_PASSWORD": "typed at Password: ",
+    }
+    shown, administrator = text.split("in place of the last two lines:\n")
+    as_administrator = "\n".join(line.removeprefix("# ") for line in administrator.splitlines())
+    assert variables(as_administrator) == {
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": "token by -m operations password",
+    }
+    assert arn not in shown
+
+
 def test_no_secret_is_printed() -> None:
     assert "client_secret" not in lines(OUTPUTS)

@@ -510,7 +510,7 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             'exposure = "internal"\ningress_cidrs = []',
             f'exposure = "internet-facing"\n{CERTIFICATE}ingress_cidrs = ["198.51.100.0/24", "0.0.0.0/0"]',
             'environments.dev.exposure = "internet-facing": with auth = "none" whoever finds it may read and delete'
-            ' everything; set auth to "oidc" or "cognito", or exposure to "internal"',
+            ' everything; set auth to "oidc", "cognito" or "mlflow-basic", or exposure to "internal"',
         ),
         (
             "ingress_cidrs = []",
@@ -522,7 +522,13 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         (
             'exposure = "internal"',
             'exposure = "internal"\nauth = "saml"',
-            'environments.dev.auth = "saml": give "none", "oidc" or "cognito"',
+            'environments.dev.auth = "saml": give "none", "oidc", "cognito" or "mlflow-basic"',
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "internal"\nauth = "mlflow-basic"',
+            'environments.dev.auth = "mlflow-basic": each request has its user\'s password with it, which could be read on'
+            " the way over plain HTTP; add host_name, and certificate_arn or hosted_zone",
         ),
         (
             'exposure = "internal"',
