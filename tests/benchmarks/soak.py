@@ -118,7 +118,7 @@ def _load(server: Server, minutes: int, figures: dict[str, Any]) -> None:
             if server.process.poll() is not None:
                 raise BenchmarkFailed(f"the server ended after {passed:.0f} minutes:\n{server.output}")
             cycle = {
-                "minute": rounded(passed),
+                "minute": round(passed),
                 "requests": found["requests"],
                 "failures": found["failures"],
                 "peak_mib": rounded(peak),
