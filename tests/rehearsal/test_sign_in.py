@@ -29,6 +29,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from moto.server import ThreadedMotoServer
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from werkzeug.serving import make_server
@@ -531,7 +532,8 @@ def test_a_browser_signs_in_and_shows_the_interface(server: Server, tmp_path: Pa
         options.add_argument(argument)
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
     try:
-        wait = WebDriverWait(browser, 120)
+        # Between two pages, an element of the one that goes is stale.
+        wait = WebDriverWait(browser, 120, ignored_exceptions=(StaleElementReferenceException,))
         browser.get(f"https://{HOST}/#/experiments")
         wait.until(lambda page: page.find_element(By.NAME, "username")).send_keys("ada@example.com")
         assert browser.current_url.startswith(server.resolved["<userpool/Pool.ProviderURL>"][:16])

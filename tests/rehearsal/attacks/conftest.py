@@ -1,4 +1,4 @@
-"""One server for all attacks: the image's entrypoint, two workers, a PostgreSQL and an S3 server of its own."""
+"""What is attacked: the image's entrypoint, two workers, a PostgreSQL and an S3 server of its own."""
 
 from __future__ import annotations
 
@@ -83,6 +83,14 @@ class Attacked:
 
 @pytest.fixture(scope="package")
 def attacked() -> Iterator[Attacked]:
+    """For the attacks that leave the server as they found it."""
+    with new_server() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def new_server() -> Iterator[Attacked]:
+    """A server of the image, its database and its bucket, which nobody else uses."""
     folder = Path(tempfile.mkdtemp(prefix="image-attacks-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user when the tests run as root
     (folder / "sitecustomize.py").write_text(DNS, encoding="utf-8")

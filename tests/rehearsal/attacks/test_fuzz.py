@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from ..test_image_entrypoint import ARTIFACTS, PASSWORD
-from .conftest import Attacked
+from .conftest import Attacked, new_server
 from .random_requests import LONGEST_SECONDS, Drawing, Drawn, Route, routes
 
 REQUESTS = 10_000
@@ -111,6 +112,13 @@ class Client:
             self._remember(value)
         for item in told if isinstance(told, list) else ():
             self._remember(item)
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Attacked]:
+    """A server of its own: random requests delete what other tests need, such as the first experiment."""
+    with new_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
