@@ -32,6 +32,13 @@ VPC: Json = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit tests know no account: a build, rehearsed or on AWS, has an endpoint, keys and a region in its environment."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     return load_settings()
