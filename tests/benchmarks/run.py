@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,8 +61,7 @@ def benchmark(plan: Plan, command: str) -> dict[str, Any]:
         "mix_users": plan.mix_users,
     }
     say("installing both servers, if they are not there yet")
-    released, caches = stock(), Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    built = image(caches / "mlflow-platform-drills")
+    released, built = stock(), image()
     sides = [stock_side(released), image_side(built)]
     per_core = image_side(built, psutil.cpu_count() or 1)
     users = {

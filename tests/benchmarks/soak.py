@@ -7,7 +7,6 @@ import locust  # noqa: F401  # isort: skip
 
 import argparse
 import json
-import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -66,8 +65,7 @@ def soak(minutes: int) -> dict[str, Any]:
     Raises:
         BenchmarkFailed: The server cannot be had, or ended.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    side = image_side(image(caches / "mlflow-platform-drills"))
+    side = image_side(image())
     figures: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),

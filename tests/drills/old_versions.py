@@ -200,11 +200,15 @@ def old(version: str) -> Release:
     return Release(version, installed(version, DRILLS / "locks" / f"mlflow-{version}.lock"))
 
 
+def caches() -> Path:
+    """Where what takes long to install is kept on this machine from one run to the next."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlflow-platform-drills"
+
+
 def installed(name: str, lock: Path) -> Path:
     """The interpreter that has all of `lock` installed, under that name in the user's cache."""
     digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = caches / "mlflow-platform-drills" / f"{name}-{digest}"
+    home = caches() / f"{name}-{digest}"
     python, complete = home / "bin" / "python", home / ".complete"
     home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as guard:

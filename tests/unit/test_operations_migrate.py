@@ -36,17 +36,8 @@ def test_outside_the_pipeline_the_command_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_without_aws_the_service_is_not_touched(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "eu-west-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("aws_that_does_not_answer")
+def test_without_aws_the_service_is_not_touched(capfd: pytest.CaptureFixture[str]) -> None:
     assert migrate(GIVEN) == 1
     said = capfd.readouterr().err
     assert said.startswith("AWS refused or did not answer: Could not connect")

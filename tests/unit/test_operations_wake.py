@@ -98,17 +98,8 @@ def test_tasks_that_do_not_start_do_not_stop_the_release_that_may_mend_them(
     assert capfd.readouterr().out.endswith("has not started in 0 s. The release goes on without it.\n")
 
 
-def test_without_aws_nothing_is_released(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "eu-west-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("aws_that_does_not_answer")
+def test_without_aws_nothing_is_released(capfd: pytest.CaptureFixture[str]) -> None:
     assert wake(GIVEN) == 1
     said = capfd.readouterr().err
     assert said.startswith("AWS refused or did not answer: Could not connect")
