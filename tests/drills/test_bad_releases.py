@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -169,7 +170,8 @@ def _slow(place: Place) -> tuple[Edit, ...]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of bad release, and the sign in the rehearsal's output that it was what stopped the release."""
+    """A kind of bad release, and the sign in the rehearsal's output, a regular expression, that it was what stopped the
+    release."""
 
     name: str
     sign: str
@@ -183,9 +185,16 @@ FAULTS = (
     Fault("crashes at start", "This server gives up at once.", lambda _: (CRASHES, IMPATIENT)),
     Fault("hangs", "This server never answers.", lambda _: (HANGS, IMPATIENT)),
     Fault("answers 500", "This server answers 500.", lambda _: (FAILS, IMPATIENT)),
-    Fault("slow by 10x", "(at most 5 times; if it is meant to be slower", _slow, comes_up=True),
-    Fault("leaks until killed", "% > 0.00%", lambda _: (LEAKS,), comes_up=True, killed=True),
+    Fault("slow by 10x", r"\(at most 5 times; if it is meant to be slower", _slow, comes_up=True),
+    Fault(
+        "leaks until killed",
+        r"% > 0\.00%|could not be read back: .* HTTP 50[24]",
+        lambda _: (LEAKS,),
+        comes_up=True,
+        killed=True,
+    ),
 )
+"""On a slow machine the load check may make too few requests to fill the memory, and what it reads back then does."""
 
 
 @pytest.fixture(scope="module", params=["dev", "staging", "prod"])
@@ -216,8 +225,9 @@ def test_it_is_stopped_and_the_old_version_serves_alone(place: Place, fault: Fau
         action = "Load" if fault.comes_up else f"mlflow-{environment}-tracking.Deploy"
         assert release.status != 0
         assert release.stopped_at == (place.stage, action)
-        assert fault.sign in release.output
-        assert html.escape(fault.sign) in (workspace.state / "report.html").read_text(encoding="utf-8")
+        assert re.search(fault.sign, release.output)
+        report = (workspace.state / "report.html").read_text(encoding="utf-8")
+        assert re.search(fault.sign, html.unescape(report))
         rollback = release.report["rollback"]
         assert rollback is not None
         assert (rollback["rollback_stage"], rollback["status"]) == (place.stage, "Succeeded")
