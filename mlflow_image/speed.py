@@ -53,6 +53,12 @@ def _runs(_application: Any) -> None:
     speed_runs.apply()
 
 
+def _history(_application: Any) -> None:
+    import speed_history
+
+    speed_history.apply()
+
+
 def _database(_application: Any) -> None:
     import speed_database
 
@@ -97,6 +103,18 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_run": "bd060906b88f7c59",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_run": "bdb42651147d8265",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.update_run_info": "14938c2a7fe61092",
+        },
+    ),
+    Change(
+        "history",
+        _history,
+        {
+            "mlflow.server.handlers:_get_metric_history": "36f50171b2d09e85",
+            "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
+            "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_metric_history": "2dc49cb772ee972b",
+            "mlflow.store.tracking.dbmodels.models:SqlMetric.to_mlflow_entity": "ed77c08f03d747e1",
+            "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",
         },
     ),
     Change(

@@ -6,6 +6,7 @@ import gc
 import json
 import random
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
@@ -113,6 +114,11 @@ def reading(task: Task) -> list[tuple[str, str, object]]:
         "", "metrics.odd > 0", "params.long LIKE 'ü%'", "tags.number = '3'", "attributes.status = 'FAILED'",
         "dataset.name = 'set-1'", "nonsense", "metrics.none > 1",
     )  # fmt: skip
+    tokens = [
+        b64encode(text.encode()).decode() for text in ('{"offset": 3}', '{"offset": 0}', "[]", "{", "7")
+    ]
+    pages = [f"page_token={quote(token)}" for token in [*tokens, "%"]]
+    pages += [f"max_results={most}" for most in (-1, 0, 1, 4, 5, "x", 2**40)] + [f"max_results=1&{pages[0]}"]
     artifact = quote(f"{experiment}/{run}/artifacts/model")
     folder = quote(f"{artifact}/über uns", safe="/%")
     return [
@@ -138,6 +144,13 @@ def reading(task: Task) -> list[tuple[str, str, object]]:
         ("GET", f"{RUNS}/get?run_id=none", None),
         ("GET", f"{V2}/metrics/get-history?run_id={run}&metric_key=odd", None),
         ("GET", f"{V2}/metrics/get-history?run_id={run}&metric_key=metric%2F1&max_results=3", None),
+        *(
+            ("GET", f"{V2}/metrics/get-history?{query}", None)
+            for query in (
+                f"run_id={run}&metric_key=none", "run_id=none&metric_key=odd", f"run_id={run}", "metric_key=odd",
+                f"run_uuid={run}&metric_key=odd", *(f"run_id={run}&metric_key=odd&{page}" for page in pages),
+            )
+        ),
         ("GET", f"/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval?run_ids={run}&metric_key=odd", None),
         ("GET", f"/ajax-api/2.0/mlflow/metrics/get-history-bulk?run_id={run}&metric_key=odd", None),
         ("GET", f"{V2}/experiments/get?experiment_id={experiment}", None),
