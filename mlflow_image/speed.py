@@ -59,6 +59,12 @@ def _history(_application: Any) -> None:
     speed_history.apply()
 
 
+def _writes(_application: Any) -> None:
+    import speed_writes
+
+    speed_writes.apply()
+
+
 def _database(_application: Any) -> None:
     import speed_database
 
@@ -115,6 +121,26 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_metric_history": "2dc49cb772ee972b",
             "mlflow.store.tracking.dbmodels.models:SqlMetric.to_mlflow_entity": "ed77c08f03d747e1",
             "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",
+        },
+    ),
+    Change(
+        "writes",
+        _writes,
+        {
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.log_batch": "5616623d30fd5426",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.log_metric": "6879e33b0b4706d9",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_metrics": "0affe82445dca798",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_metrics_once": "f1c94a7256af5033",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._update_latest_metrics_if_necessary": "9a68eb580f007f5e",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.sanitize_metric_value": "6552ab68700c2dcd",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_params": "35754b45b5a5d30a",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_model_metrics": "9d372bcc541d31f6",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._set_tags": "a47520dc63cd5d01",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._check_run_is_active": "2d0a464a2b7cfff5",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._run_with_deadlock_retry": "70d4e3178cd9770f",
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_query": "51b53ba62c602fca",
+            "mlflow.utils.validation:_validate_batch_log_data": "1f02c1f067b65111",
+            "mlflow.entities.metric:Metric.__eq__": "6756044cd9f0d65f",
         },
     ),
     Change(
