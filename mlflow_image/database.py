@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import rotation
 import sqlalchemy as sa
 import withheld
 from settings import Database
@@ -100,7 +101,7 @@ def codes(error: DBAPIError) -> set[object]:
 
 
 def sign_in() -> None:
-    """Give every connection that this process opens the password of that moment, and limits to those to MySQL."""
+    """Give every connection that this process opens the password of that moment, rotated or not, and MySQL's its limits."""
     if sa.event.contains(Engine, "do_connect", _give_password):
         return
     sa.event.listen(Engine, "do_connect", _give_password)
@@ -108,10 +109,12 @@ def sign_in() -> None:
         import mysql  # with PostgreSQL, its driver need not even be there
 
         mysql.sign_in()
+    if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
+        rotation.follow(secret_arn)
 
 
 def _give_password(dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
-    parameters["password"] = withheld.password(dialect)
+    parameters["password"] = withheld.password(dialect, parameters["user"])
 
 
 def engine_for(database: Database) -> Engine:

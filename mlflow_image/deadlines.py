@@ -43,7 +43,7 @@ def bound() -> None:
     from mlflow.store.db import utils
 
     psycopg.connect = _Connection.connect
-    event.listen(Engine, "do_connect", _bound_mysql)
+    event.listen(Engine, "do_connect", _bound_mysql, insert=True)
     # MLflow takes its pool's class by this name, and has no setting for how long it waits.
     utils.QueuePool = _Pool
     # A store that is opened by its first request would try ten times, for 100 s. `serve` has tried before.

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import database_user
 import history
 import indexes
 import mysql
@@ -76,6 +77,8 @@ def migrate(database: Database, how: Migration) -> Outcome:
     Raises DatabaseError when something fails, and RefusedError when a person has to decide first. Either way the
     schema is what it was, or, where only later migrations failed, at a revision between.
     """
+    if how.setup:
+        database_user.ensure(how.setup, database)
     with connect(database) as connection, migration_lock(connection):
         if database.engine == "mysql":
             mysql.check_charset(connection)

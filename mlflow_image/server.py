@@ -22,7 +22,6 @@ from typing import Any
 import database
 import deadlines
 import failures
-import rotation
 import uvicorn
 import withheld
 from settings import KEYS, Database, Server
@@ -176,8 +175,6 @@ def application(secrets: dict[str, str]) -> Any:
     failures.hide_details()
     deadlines.bound()
     _prepare_nothing()
-    if secret_arn := os.environ.get("DATABASE_SECRET_ARN"):
-        rotation.follow(secret_arn)
     guard.relax()
     app = _signed_in(flask) if os.environ[SIGN_IN_VARIABLE] else _for_everybody()
     failures.answer(app, flask)
@@ -227,7 +224,7 @@ def _prepare_nothing() -> None:
     change result type"). Each open connection would fail one request after such a migration.
     """
 
-    @event.listens_for(Engine, "do_connect")
+    @event.listens_for(Engine, "do_connect", insert=True)
     def connect(dialect: Any, _record: Any, _arguments: Any, parameters: Any) -> None:
         if dialect.driver == "psycopg":
             parameters["prepare_threshold"] = None

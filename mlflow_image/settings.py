@@ -28,6 +28,8 @@ An empty value counts as not set. `migrate` needs the database's variables and S
 
 | variable                 | meaning                                                                  | default |
 |--------------------------|--------------------------------------------------------------------------|---------|
+| DATABASE_SETUP_USER      | who makes DATABASE_USER and gives it the database, before all else       | none    |
+| DATABASE_SETUP_PASSWORD  | with what; any characters                                                | none    |
 | DATABASE_INSTANCE        | the RDS instance to take a snapshot of before anything changes           | none    |
 | DATABASE_CLUSTER         | the Aurora cluster, in place of an instance                              | none    |
 | MIGRATE_WITHOUT_SNAPSHOT | true: change the schema without a snapshot                               | false   |
@@ -39,7 +41,7 @@ An empty value counts as not set. `migrate` needs the database's variables and S
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -137,6 +139,8 @@ class Migration:
     commit: str
     image: str
     users: bool = False
+    setup: Database | None = None
+    """The same database for who makes DATABASE_USER."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,8 @@ class Server:
 def read_migration(environment: Mapping[str, str]) -> tuple[Database, Migration]:
     """Read what `migrate` needs, or raise SettingsError with every problem found."""
     reader = _Reader(environment)
-    database, migration = _database(reader), _migration(reader)
+    database = _database(reader)
+    migration = _migration(reader, _setup(reader, database))
     reader.finish()
     return database, migration
 
@@ -251,7 +256,20 @@ def _database(reader: _Reader) -> Database:
     return Database(host, port, name, user, password, sslmode, engine)
 
 
-def _migration(reader: _Reader) -> Migration:
+def _setup(reader: _Reader, database: Database) -> Database | None:
+    user = reader.environment.get("DATABASE_SETUP_USER", "")
+    if not user:
+        return None
+    if user == database.user:
+        reader.problems.append(
+            f"DATABASE_SETUP_USER is DATABASE_USER, {user!r}: name a user of the server's own as DATABASE_USER, or unset "
+            "DATABASE_SETUP_USER and DATABASE_SETUP_PASSWORD."
+        )
+    mend = "give the password of DATABASE_SETUP_USER from the injected secret"
+    return replace(database, user=user, password=reader.text("DATABASE_SETUP_PASSWORD", None, mend))
+
+
+def _migration(reader: _Reader, setup: Database | None) -> Migration:
     names = "give the identifier as RDS shows it: letters, digits and hyphens"
     identifier = r"|[A-Za-z][A-Za-z0-9-]*"
     return Migration(
@@ -269,6 +287,7 @@ def _migration(reader: _Reader) -> Migration:
         commit=reader.text("RELEASE_COMMIT", "", "give the commit's hash", r"|[\w.-]{1,64}"),
         image=reader.text("RELEASE_IMAGE", "", "give the image's name", r"|\S{1,512}"),
         users=_signs_in(reader),
+        setup=setup,
     )
 
 

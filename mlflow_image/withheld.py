@@ -13,7 +13,7 @@ from typing import Any
 
 from settings import KEYS, USER_PASSWORDS
 
-NAMES = ("DATABASE_PASSWORD", *KEYS, *USER_PASSWORDS.values())
+NAMES = ("DATABASE_PASSWORD", "DATABASE_SETUP_PASSWORD", *KEYS, *USER_PASSWORDS.values())
 PIPE = "PLATFORM_SECRETS_PIPE"
 """Names the file descriptor to read them from. Set by `start_anew` alone."""
 
@@ -50,7 +50,8 @@ def take(environment: MutableMapping[str, str]) -> None:
     secrets.update({name: environment.pop(name) for name in NAMES if name in environment})
 
 
-def password(dialect: Any) -> str | bytes:
-    """The database password as that SQLAlchemy dialect's driver wants it."""
-    found = secrets["DATABASE_PASSWORD"]
+def password(dialect: Any, user: str) -> str | bytes:
+    """The database password of `user` as that SQLAlchemy dialect's driver wants it."""
+    sets_up = user == os.environ.get("DATABASE_SETUP_USER")
+    found = secrets["DATABASE_SETUP_PASSWORD" if sets_up else "DATABASE_PASSWORD"]
     return found.encode() if dialect.driver == "pymysql" else found  # which would take Latin-1

@@ -1,7 +1,8 @@
 """The server of the rehearsed accounts: moto, with running tasks and snapshots that are real, and three things about IAM
 that it does not know.
 
-Running tasks are `ecs_api`'s, snapshots `rds_api`'s, pipeline executions `codepipeline_api`'s.
+Running tasks are `ecs_api`'s, snapshots `rds_api`'s, pipeline executions `codepipeline_api`'s, rotated passwords
+`secrets_api`'s.
 
 Which resource a call is about: moto weighs a policy's resources only for services that say so (IAM, STS, SQS, S3); for
 all others it asks about `*`, which a least-privilege policy does not allow. Its own hook tells it here for the services
@@ -34,6 +35,7 @@ from werkzeug.serving import WSGIRequestHandler, run_simple
 from rehearsal.codepipeline_api import answer_codepipeline
 from rehearsal.ecs_api import answer_ecs
 from rehearsal.rds_api import answer_rds
+from rehearsal.secrets_api import answer_secrets_manager
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -130,6 +132,7 @@ def main() -> None:
     answer_codepipeline(options.state)
     answer_ecs(options.state)
     answer_rds(options.state)
+    answer_secrets_manager()
     application = DomainDispatcherApplication(create_backend_app)
     run_simple("127.0.0.1", options.port, _with_presigned(application), threaded=True, request_handler=_Quiet)
 

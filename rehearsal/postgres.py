@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import socket
 import subprocess
@@ -39,6 +40,8 @@ SERVER_SETTINGS = {
     "log_min_messages": "warning",
 }
 START_SECONDS = 60
+SUPERUSER = "rdsadmin"
+"""As on RDS: nobody signs in as it."""
 
 
 def without_tls(environment: dict[str, str]) -> None:
@@ -61,8 +64,12 @@ class Postgres:
         self._data = self._home / "data"
         self.log = directory / "server.log"
 
-    def create(self, *, user: str, password: str, database: str) -> None:
-        """Make the server's files, start it, and make a database owned by its first user.
+    def create(self, *, user: str, password: str, database: str, superuser: bool = False) -> None:
+        """Make the server's files, start it, and make a user and a database of its own.
+
+        The user has the rights of RDS's master user: to make users and databases, to copy the server, to watch and end
+        sessions. Who measures the server itself asks for a superuser. The one that the files came with is nobody's: its
+        password is not kept.
 
         Raises:
             PostgresError: initdb or the start failed.
@@ -74,21 +81,40 @@ class Postgres:
         _give(self._home)
         secret = self._home / "password"
         secret.touch(mode=0o600)
-        secret.write_text(password, encoding="utf-8")
+        forgotten = secrets.token_urlsafe(24)
+        secret.write_text(forgotten, encoding="utf-8")
         _give(secret)
         try:
             self._run(
-                "initdb", "-D", str(self._data), "-U", user, f"--pwfile={secret}",
+                "initdb", "-D", str(self._data), "-U", SUPERUSER, f"--pwfile={secret}",
                 "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions",
             )  # fmt: skip
         finally:
             secret.unlink()
         (self._directory / "port").write_text(str(free_port()), encoding="utf-8")
         self.start()
+        rights = "SUPERUSER" if superuser else "CREATEROLE CREATEDB REPLICATION"
         with psycopg.connect(
-            host="127.0.0.1", port=self.port, user=user, password=password, dbname="postgres", autocommit=True
+            host="127.0.0.1",
+            port=self.port,
+            user=SUPERUSER,
+            password=forgotten,
+            dbname="postgres",
+            autocommit=True,
         ) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+            for statement in (
+                "CREATE ROLE {user} LOGIN PASSWORD {password} {rights}",
+                "GRANT pg_monitor, pg_signal_backend, pg_checkpoint TO {user} WITH ADMIN OPTION",
+                "CREATE DATABASE {database} OWNER {user}",
+            ):
+                connection.execute(
+                    sql.SQL(statement).format(
+                        rights=sql.SQL(rights),
+                        user=sql.Identifier(user),
+                        password=sql.Literal(password),
+                        database=sql.Identifier(database),
+                    )
+                )
 
     def copy_to(self, directory: Path, *, user: str, password: str) -> None:
         """Copy the running server's files, as of one moment, for `restore` to start another server from.
@@ -106,7 +132,7 @@ class Postgres:
         )  # fmt: skip
 
     def restore(self, directory: Path, *, user: str, password: str) -> None:
-        """Make the server's files from a copy, give its first user another password, and start it.
+        """Make the server's files from a copy, give that user another password, and start it.
 
         Raises:
             PostgresError: there is no such copy, or the server did not start.

@@ -9,7 +9,7 @@ from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
 from stages.artifacts import artifact_store
-from stages.database import database_key, database_server
+from stages.database import database_key, database_server, database_user_key
 from stages.mlflow_users import MlflowUsers
 from stages.server_keys import ServerKeys
 from stages.settings import Environment
@@ -31,7 +31,10 @@ class DataStack(Stack):
         super().__init__(scope, construct_id, **stack)
         self.artifacts = artifact_store(self, settings.artifacts, settings.logs.days)
         self.database_key = database_key(self)
-        self.database = database_server(self, prefix, settings.database, vpc, self.database_key)
+        self.database_user_key = database_user_key(self)
+        self.database = database_server(
+            self, prefix, settings.database, vpc, self.database_key, self.database_user_key
+        )
         self.server_keys = ServerKeys(self, "ServerKeys")
         self.users = MlflowUsers(self, "Users") if settings.auth == "mlflow-basic" else None
         """MLflow's own users, where they sign in."""

@@ -1,4 +1,4 @@
-"""The database of an environment: its key, who reaches it, and which server is in use.
+"""The database of an environment: its keys, who reaches it, and which server is in use.
 
 A restore never touches the database in use: `restore_from` makes another server from a snapshot, beside the first one,
 which stays in the stack as it is. When such a release is taken back, the restored server leaves the stack but is kept in
@@ -23,7 +23,7 @@ from stages.settings.database import Database
 
 
 def database_key(scope: Construct) -> kms.Key:
-    """The key of the database, its snapshots and its secrets."""
+    """The key of the database, its snapshots and the master secret."""
     return kms.Key(
         scope,
         "DatabaseKey",
@@ -33,8 +33,19 @@ def database_key(scope: Construct) -> kms.Key:
     )
 
 
+def database_user_key(scope: Construct) -> kms.Key:
+    """The key of the secret of the server's own user: who may use it is no nearer to the master secret."""
+    return kms.Key(
+        scope,
+        "DatabaseUserKey",
+        description="MLflow server's database user",
+        enable_key_rotation=True,
+        removal_policy=RemovalPolicy.RETAIN,
+    )
+
+
 def database_server(
-    scope: Construct, prefix: str, settings: Database, vpc: ec2.IVpc, key: kms.Key
+    scope: Construct, prefix: str, settings: Database, vpc: ec2.IVpc, key: kms.Key, user_key: kms.Key
 ) -> DatabaseServer:
     """Make what the settings ask for in `scope`, and return the server in use."""
     site = Site(
@@ -46,6 +57,7 @@ def database_server(
             scope, "DatabaseGroup", vpc=vpc, description="MLflow database", allow_all_outbound=False
         ),
         key=key,
+        user_key=user_key,
     )
     kind: type[Clusters | Instances] = Clusters if settings.engine in CLUSTERS else Instances
     servers = kind(site, settings)

@@ -22,6 +22,7 @@ from stages.database_server import (
     Snapshots,
     acknowledge_server,
     export_logs,
+    user_secret,
 )
 from stages.findings import acknowledge
 from stages.monitoring import cluster_alarms
@@ -118,9 +119,9 @@ class Clusters:
             )
         if snapshot:
             _restore(cluster, snapshot)
-        return self._server(cluster)
+        return self._server(cluster, user_secret(cluster, site, construct_id))
 
-    def _server(self, cluster: rds.DatabaseCluster) -> DatabaseServer:
+    def _server(self, cluster: rds.DatabaseCluster, user_secret_arn: str) -> DatabaseServer:
         assert cluster.secret is not None
         return DatabaseServer(
             dialect=self._dialect,
@@ -131,6 +132,7 @@ class Clusters:
             port=str(self._dialect.port),
             connections=cluster.connections,
             master_secret_arn=cluster.secret.secret_arn,
+            user_secret_arn=user_secret_arn,
             snapshots=SNAPSHOTS,
             watch=lambda: cluster_alarms(self._site.scope, self._site.prefix, cluster),
             # A connection that is kept open keeps the cluster awake, used or not.

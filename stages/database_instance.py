@@ -23,6 +23,7 @@ from stages.database_server import (
     Snapshots,
     acknowledge_server,
     export_logs,
+    user_secret,
 )
 from stages.findings import acknowledge
 from stages.monitoring import instance_alarms
@@ -106,9 +107,9 @@ class Instances:
             )
         if snapshot:
             _restore(instance, snapshot)
-        return self._server(instance)
+        return self._server(instance, user_secret(instance, site, construct_id))
 
-    def _server(self, instance: rds.DatabaseInstance) -> DatabaseServer:
+    def _server(self, instance: rds.DatabaseInstance, user_secret_arn: str) -> DatabaseServer:
         assert instance.secret is not None
         return DatabaseServer(
             dialect=self._dialect,
@@ -118,6 +119,7 @@ class Instances:
             port=instance.db_instance_endpoint_port,
             connections=instance.connections,
             master_secret_arn=instance.secret.secret_arn,
+            user_secret_arn=user_secret_arn,
             snapshots=SNAPSHOTS,
             watch=lambda: instance_alarms(self._site.scope, self._site.prefix, instance),
         )

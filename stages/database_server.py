@@ -10,12 +10,18 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
+from aws_cdk import aws_rds as rds
 from constructs import Construct
 
 from stages.findings import acknowledge
 
 DATABASE_NAME = "mlflow"
 MASTER = "mlflow"
+"""Who sets up, and nobody else: the migration's task makes USER with its rights before it migrates."""
+
+USER = "mlflow_server"
+"""Who the server signs in as, and who migrates: neither master nor superuser."""
+
 MONITORING_INTERVAL = Duration.seconds(60)
 """Of enhanced monitoring: what the operating system under the database does. Finer is dearer, and for a search only."""
 
@@ -58,6 +64,7 @@ class Site:
     subnets: ec2.SubnetSelection
     group: ec2.SecurityGroup
     key: kms.Key
+    user_key: kms.Key
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,36 @@ class DatabaseServer:
     port: str
     connections: ec2.Connections
     master_secret_arn: str
+    user_secret_arn: str
     snapshots: Snapshots
     watch: Callable[[], None]
     """Makes the alarms of this server: only the one in use has some."""
 
     client: Mapping[str, str] = field(default_factory=dict)
     """Variables for the MLflow server, where this one needs another behaviour of its clients."""
+
+
+def user_secret(server: rds.DatabaseInstance | rds.DatabaseCluster, site: Site, construct_id: str) -> str:
+    """The ARN of the secret of this server's USER: generated once, and retained as the server itself is.
+
+    Each server has its own, so that a restored one changes nothing for the one that is still in use.
+    """
+    secret = rds.DatabaseSecret(
+        site.scope,
+        f"{construct_id}User",
+        username=USER,
+        dbname=DATABASE_NAME,
+        encryption_key=site.user_key,
+    )
+    secret.apply_removal_policy(RemovalPolicy.RETAIN)
+    # Who rotates finds the server by what is attached here.
+    secret.attach(server)
+    acknowledge(
+        secret,
+        "Rotated by the tracking stack: a first rotation can only succeed once the migration has made the user.",
+        "SMG4",
+    )
+    return secret.secret_arn
 
 
 def export_logs(server: Construct, site: Site, construct_id: str, of: str, dialect: Dialect) -> None:

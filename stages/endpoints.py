@@ -33,7 +33,14 @@ APIS: Mapping[str, tuple[ec2.InterfaceVpcEndpointAwsService, Sequence[str]]] = {
     "EcrDocker": (_Service.ECR_DOCKER, PULL),
     "SecretsManager": (
         _Service.SECRETS_MANAGER,
-        ("secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue"),
+        (
+            "secretsmanager:DescribeSecret",
+            "secretsmanager:GetSecretValue",
+            # The function that rotates a password.
+            "secretsmanager:GetRandomPassword",
+            "secretsmanager:PutSecretValue",
+            "secretsmanager:UpdateSecretVersionStage",
+        ),
     ),
     "Logs": (
         _Service.CLOUDWATCH_LOGS,

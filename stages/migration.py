@@ -147,6 +147,7 @@ class MigrationStack(Stack):
             image=settings.image,
             source=settings.source.url,
             command=MIGRATE,
+            sets_up=True,
             environment=variables,
             # Time to roll back the migration that runs; what a database does not roll back, the next run completes.
             stop_timeout=Duration.seconds(120),

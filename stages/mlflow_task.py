@@ -47,7 +47,9 @@ class MlflowTask(Construct):
         ports: Sequence[int] = (),
         keys: ServerKeys | None = None,
         users: MlflowUsers | None = None,
+        sets_up: bool = False,
     ) -> None:
+        """`sets_up`: it is given the master secret as well, to make the database user that it then is."""
         super().__init__(scope, construct_id)
         self.definition = ecs.FargateTaskDefinition(
             self,
@@ -66,7 +68,7 @@ class MlflowTask(Construct):
         # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
         # other stack's key, and each stack would wait for the other.
         secret = secretsmanager.Secret.from_secret_complete_arn(
-            self, "DatabaseSecret", database.master_secret_arn
+            self, "DatabaseSecret", database.user_secret_arn
         )
         self.log_group = logs.LogGroup(
             self,
@@ -85,6 +87,7 @@ class MlflowTask(Construct):
                 "DATABASE_HOST": database.host,
                 "DATABASE_NAME": DATABASE_NAME,
                 "DATABASE_PORT": database.port,
+                "DATABASE_SECRET_ARN": database.user_secret_arn,
                 "DATABASE_SSLMODE": "require",
                 **({"SIGN_IN": "basic"} if data.users else {}),
                 **environment,
@@ -92,6 +95,7 @@ class MlflowTask(Construct):
             secrets={
                 "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
                 "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+                **(self._master(database.master_secret_arn) if sets_up else {}),
                 **{name: self._server_key(name, arn) for name, arn in (keys.arns if keys else {}).items()},
                 **{
                     name: self._server_key(name, arn, "password")
@@ -110,10 +114,19 @@ class MlflowTask(Construct):
             "The environment holds names and addresses only; user and password come from Secrets Manager.",
             "ECS2",
         )
-        self.read_key = _may_decrypt(data.database_key.key_arn)
+        read_key = _may_decrypt(data.database_user_key.key_arn)
+        # The task reads the password again when it has been rotated.
+        role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["secretsmanager:GetSecretValue"], resources=[database.user_secret_arn]
+            )
+        )
+        role.add_to_policy(read_key)
         assert self.definition.execution_role is not None
         self.execution_role = self.definition.execution_role
-        self.definition.add_to_execution_role_policy(self.read_key)
+        self.definition.add_to_execution_role_policy(read_key)
+        if sets_up:
+            self.definition.add_to_execution_role_policy(_may_decrypt(data.database_key.key_arn))
         if keys:
             self.definition.add_to_execution_role_policy(_may_decrypt(keys.key.key_arn))
         if users:
@@ -123,6 +136,13 @@ class MlflowTask(Construct):
             "ecr:GetAuthorizationToken has no resource to name; pulling and logging are bound to repository and group.",
             "IAM5[Resource::*]",
         )
+
+    def _master(self, arn: str) -> dict[str, ecs.Secret]:
+        secret = secretsmanager.Secret.from_secret_complete_arn(self, "MasterSecret", arn)
+        return {
+            "DATABASE_SETUP_USER": ecs.Secret.from_secrets_manager(secret, "username"),
+            "DATABASE_SETUP_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+        }
 
     def _server_key(self, name: str, arn: str, field: str | None = None) -> ecs.Secret:
         return ecs.Secret.from_secrets_manager(

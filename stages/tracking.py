@@ -21,6 +21,7 @@ from stages.firewall import Firewall
 from stages.mlflow_task import MlflowTask
 from stages.monitoring import service_alarms
 from stages.network import PRIVATE, PUBLIC, NetworkStack
+from stages.password_rotation import rotate_password
 from stages.scaling import scale
 from stages.settings import Environment
 from stages.settings.image import Image
@@ -74,6 +75,7 @@ class TrackingStack(Stack):
         self._connect(service)
         targets = self._listen(service)
         scale(service, targets, settings)
+        rotate_password(self, prefix, settings.database.rotation_days, network, data, service)
         service_alarms(self, prefix, service, self.balancer, targets)
         CfnOutput(self, "Url", value=self.url, description="Point MLFLOW_TRACKING_URI here")
         if settings.guard:
@@ -143,7 +145,6 @@ class TrackingStack(Stack):
             ports=[PORT],
             environment={
                 "ARTIFACTS_DESTINATION": self._data.artifacts.destination,
-                "DATABASE_SECRET_ARN": self._data.database.master_secret_arn,
                 "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
                 "WORKERS": str(settings.workers),
                 **self._data.database.client,
@@ -152,13 +153,6 @@ class TrackingStack(Stack):
             stop_timeout=STOP_TIMEOUT,
             log_group_name=f"/{self._prefix}/tracking",
         )
-        # The server reads the password again when RDS has rotated it.
-        role.add_to_policy(
-            iam.PolicyStatement(
-                actions=["secretsmanager:GetSecretValue"], resources=[self._data.database.master_secret_arn]
-            )
-        )
-        role.add_to_policy(task.read_key)
         assert task.definition.default_container is not None
         for variable, secret in own_secrets(task, "", settings.secrets).items():
             task.definition.default_container.add_secret(variable, secret)

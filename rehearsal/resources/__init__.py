@@ -8,6 +8,7 @@ from rehearsal.cloudformation import Provider
 from rehearsal.resources.builds import BuildProject, Pipeline
 from rehearsal.resources.database import DatabaseCluster, DatabaseInstance
 from rehearsal.resources.identity import InlinePolicy, ManagedPolicy, Role
+from rehearsal.resources.password_rotation import RotationSchedule, SecretTargetAttachment
 from rehearsal.resources.service import (
     Alarm,
     Cluster,
@@ -49,5 +50,7 @@ def providers() -> Mapping[str, Provider]:
         "AWS::RDS::DBInstance": DatabaseInstance(),
         "AWS::S3::Bucket": Bucket(),
         "AWS::SSM::Parameter": Parameter(),
+        "AWS::SecretsManager::RotationSchedule": RotationSchedule(),
         "AWS::SecretsManager::Secret": Secret(),
+        "AWS::SecretsManager::SecretTargetAttachment": SecretTargetAttachment(),
     }

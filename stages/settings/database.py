@@ -31,6 +31,7 @@ class Database(Table):
     multi_az: bool
     backup_days: Annotated[int, between(1, 35, "a number of days")]
     deletion_protection: bool
+    rotation_days: Annotated[int, between(1, 1000, "a number of days")] = 30
     restore_from: (
         Annotated[
             str,

@@ -45,7 +45,7 @@ class Places:
     def __init__(self, folder: Path) -> None:
         self._password = secrets.token_urlsafe(16)
         self.postgres = Postgres(folder / "postgres", ProcessRegistry(folder / "processes"))
-        self.postgres.create(user="drill", password=self._password, database="first")
+        self.postgres.create(user="drill", password=self._password, database="first", superuser=True)
         port = free_port()
         self._endpoint = f"http://127.0.0.1:{port}"
         self._s3 = Program([sys.executable, "-c", S3, str(port)], {})

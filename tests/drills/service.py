@@ -185,17 +185,11 @@ class Service:
             counts = [sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(name)) for (name,) in tables]
             return sum(row[0] for query in counts for row in connection.execute(query))
 
-    def rotate(self, password: str) -> None:
-        """Change the master password as RDS does: in the database, then in the secret."""
-        user = self._secret()["username"]
-        with self._connect() as connection:
-            connection.execute(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(user), sql.Literal(password))
-            )
-        self._client("secretsmanager").put_secret_value(
-            SecretId=self._secret_arn,
-            SecretString=json.dumps({"username": user, "password": password}),
-        )
+    def rotate(self) -> None:
+        """Rotate the password of the server's user now, as its schedule does, and return when that is done."""
+        vault, arn = self._client("secretsmanager"), self._own_secret_arn
+        made = vault.rotate_secret(SecretId=arn)["VersionId"]
+        wait_until(lambda: vault.get_secret_value(SecretId=arn)["VersionId"] == made, "the new password", 60)
 
     @contextmanager
     def frozen(self, *names: str) -> Iterator[None]:
@@ -220,7 +214,7 @@ class Service:
     def migrate(self, image: str) -> dict[str, Any]:
         """Migrate with the image's own command, as the release does before the service, and return what that told."""
         built = self._images.find(f"drill/mlflow:{image}")
-        secret = self._secret()
+        own, master = self._secret(self._own_secret_arn), self._secret(self._master_secret_arn)
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
                 [*built.entrypoint, "migrate"],
@@ -233,8 +227,10 @@ class Service:
                     "DATABASE_HOST": "127.0.0.1",
                     "DATABASE_PORT": str(self.postgres.port),
                     "DATABASE_NAME": self._instance.properties["DBName"],
-                    "DATABASE_USER": secret["username"],
-                    "DATABASE_PASSWORD": secret["password"],
+                    "DATABASE_USER": own["username"],
+                    "DATABASE_PASSWORD": own["password"],
+                    "DATABASE_SETUP_USER": master["username"],
+                    "DATABASE_SETUP_PASSWORD": master["password"],
                     "MIGRATE_WITHOUT_SNAPSHOT": "true",
                 },
                 capture_output=True,
@@ -260,11 +256,16 @@ class Service:
         return _only(self._stack("data"), "AWS::RDS::DBInstance")
 
     @property
-    def _secret_arn(self) -> str:
+    def _master_secret_arn(self) -> str:
         return str(self._instance.physical.attributes["MasterUserSecret.SecretArn"])
 
-    def _secret(self) -> dict[str, str]:
-        answer = self._client("secretsmanager").get_secret_value(SecretId=self._secret_arn)
+    @property
+    def _own_secret_arn(self) -> str:
+        """Of the server's own user."""
+        return _only(self._stack("data"), "AWS::SecretsManager::SecretTargetAttachment").physical.id
+
+    def _secret(self, arn: str) -> dict[str, str]:
+        answer = self._client("secretsmanager").get_secret_value(SecretId=arn)
         secret: dict[str, str] = json.loads(answer["SecretString"])
         return secret
 
@@ -272,7 +273,7 @@ class Service:
         return self._accounts.client(service, self.account, self.region)
 
     def _connect(self) -> psycopg.Connection:
-        secret = self._secret()
+        secret = self._secret(self._master_secret_arn)
         return psycopg.connect(
             host="127.0.0.1",
             port=self.postgres.port,

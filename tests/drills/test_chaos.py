@@ -63,14 +63,22 @@ def _two_workers(service: Service, drill: Drill) -> None:
 
 
 def _rotate(service: Service, drill: Drill) -> None:
-    """Open connections live on with the old password, so a burst asks for more of them than there are."""
+    """Open connections live on with the old password, so bursts ask for more of them than there are, all the while."""
     tasks = set(service.tasks())
-    (rotated,) = service.query("SELECT now()")[0]
-    service.rotate("another p@ss'word")
 
-    def fresh() -> bool:
+    def burst() -> None:
         with ThreadPoolExecutor(24) as pool:
             assert set(pool.map(lambda _: _search(service), range(48))) == {200}
+
+    with ThreadPoolExecutor(1) as rotating:
+        rotation = rotating.submit(service.rotate)
+        while not rotation.done():
+            burst()
+        rotation.result()
+    (rotated,) = service.query("SELECT now()")[0]
+
+    def fresh() -> bool:
+        burst()
         return bool(
             service.query(
                 "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'client backend'"

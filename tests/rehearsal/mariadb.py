@@ -18,6 +18,12 @@ from .test_image_entrypoint import KEYS
 
 PASSWORD = "p@:/%w'\" ü#?&$;="
 PROGRAM = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/libexec")
+RIGHTS_OF_RDS_MASTER = (
+    "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, RELOAD, PROCESS, REFERENCES, INDEX, ALTER, SHOW DATABASES, "
+    "CREATE TEMPORARY TABLES, LOCK TABLES, EXECUTE, CREATE VIEW, SHOW VIEW, CREATE ROUTINE, ALTER ROUTINE, CREATE USER, "
+    "EVENT, TRIGGER"
+)
+"""Those of MySQL on RDS that MariaDB knows, too; replication is left out."""
 INSTALL = shutil.which("mariadb-install-db", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -45,6 +51,8 @@ class MariaDB:
         password = PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
         start.write_text(
             f"CREATE USER 'mlflow'@'%' IDENTIFIED BY '{password}';\nGRANT ALL ON *.* TO 'mlflow'@'%';\n"
+            f"CREATE USER 'master'@'%' IDENTIFIED BY '{password}';\n"
+            f"GRANT {RIGHTS_OF_RDS_MASTER} ON *.* TO 'master'@'%' WITH GRANT OPTION;\n"
         )
         self.process = subprocess.Popen(
             [

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pymysql
 import pytest
 
 from .mariadb import PASSWORD, PROGRAM, MariaDB
@@ -184,3 +185,41 @@ def test_what_cannot_be_used_ends_in_a_sentence(mariadb: MariaDB, run: Run) -> N
     with mariadb.connect("taken_plan") as connection, connection.cursor() as cursor:
         cursor.execute("SHOW TABLES")
         assert cursor.fetchall() == (("precious",),)
+
+
+def test_the_servers_own_user(mariadb: MariaDB, run: Run) -> None:
+    """Made by one that has the rights of RDS's master user, given this database and no other, and its secret's password."""
+    name, other = "own_user", "ownXuser"  # in a grant _ stands for any character
+    for made in (name, other):
+        mariadb.create(made)
+    setup = {"DATABASE_SETUP_USER": "master", "DATABASE_SETUP_PASSWORD": PASSWORD}
+    for password in ("first ü'\\\"%", "that of today"):
+        own = {"DATABASE_USER": "own_user", "DATABASE_PASSWORD": password}
+        task = run(name, [*ENTRYPOINT, "migrate"], **own, **setup, **GO)
+        assert task.ends(300) == 0, task.output
+        assert password not in task.output
+        with (
+            pymysql.connect(
+                host="127.0.0.1",
+                port=mariadb.port,
+                user="own_user",
+                password=password.encode(),
+                database=name,
+            ) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SELECT count(*) FROM experiments")
+            assert cursor.fetchone() == (1,)
+            for forbidden in (
+                "CREATE USER another",
+                "CREATE DATABASE another",
+                f"CREATE TABLE `{other}`.taken (id INTEGER)",
+                "SELECT User FROM mysql.user",
+            ):
+                with pytest.raises(pymysql.err.OperationalError) as error:
+                    cursor.execute(forbidden)
+                assert error.value.args[0] in (1044, 1142, 1227), error.value
+    with pytest.raises(pymysql.err.OperationalError):
+        pymysql.connect(
+            host="127.0.0.1", port=mariadb.port, user="own_user", password=b"first \xc3\xbc'\\\"%"
+        )

@@ -20,6 +20,7 @@ import boto3
 import psycopg
 import pytest
 from botocore.exceptions import ClientError
+from psycopg import sql
 
 from operations.migrate import migrate
 from rehearsal.accounts import Accounts, Key
@@ -43,7 +44,7 @@ MIGRATES = """
     snapshot = os.environ["DATABASE_INSTANCE"] + "-none-20261121-120000"
     database = psycopg.connect(
         host=os.environ["DATABASE_HOST"], port=os.environ["DATABASE_PORT"], dbname=os.environ["DATABASE_NAME"],
-        user=os.environ["DATABASE_USER"], password=os.environ["DATABASE_PASSWORD"], autocommit=True,
+        user=os.environ["DATABASE_SETUP_USER"], password=os.environ["DATABASE_SETUP_PASSWORD"], autocommit=True,
     )
     database.execute("CREATE TABLE runs (name text)")
     database.execute("INSERT INTO runs VALUES ('before')")
@@ -180,13 +181,14 @@ class Dev:
         answer = self.client("secretsmanager").get_secret_value(SecretId=f"rds!db-{instance}")
         return str(json.loads(answer["SecretString"])["password"])
 
+    def connect(self, instance: str, password: str, user: str = "mlflow") -> psycopg.Connection:
+        port = int((self.directory / "databases" / instance / "port").read_text())
+        return psycopg.connect(host="127.0.0.1", port=port, user=user, password=password, dbname="mlflow")
+
     def rows(
         self, instance: str, password: str, query: str = "SELECT name FROM runs ORDER BY name"
     ) -> list[str]:
-        port = int((self.directory / "databases" / instance / "port").read_text())
-        with psycopg.connect(
-            host="127.0.0.1", port=port, user="mlflow", password=password, dbname="mlflow"
-        ) as connection:
+        with self.connect(instance, password) as connection:
             return [str(row[0]) for row in connection.execute(query)]
 
     def release(self) -> Any:
@@ -432,6 +434,38 @@ def test_what_aws_refuses_is_told_in_one_line(dev: Dev, as_build: dict[str, str]
     assert said.endswith("The service was not touched.\n")
 
 
+# Rotation of the server's own password
+
+
+def test_a_rotation_changes_the_database_and_then_the_secret(dev: Dev) -> None:
+    """On demand, once there is a schedule, without the master; what neither the task nor its build may ask for."""
+    secret = dev.resource(DATA, "AWS::SecretsManager::SecretTargetAttachment").physical.id
+    vault = dev.client("secretsmanager")
+    before = json.loads(vault.get_secret_value(SecretId=secret)["SecretString"])
+    (instance,) = dev.databases()
+    assert (before["username"], before["dbname"]) == ("mlflow_server", "mlflow")
+    assert (before["dbInstanceIdentifier"], before["engine"]) == (instance, "postgres")
+    made = sql.SQL("CREATE ROLE mlflow_server LOGIN PASSWORD {}").format(sql.Literal(before["password"]))
+    with dev.connect(instance, dev.password(instance)) as connection:
+        connection.execute(made)
+    key = dev.role_of_build()
+    assert refused(dev.client("secretsmanager", key).rotate_secret, SecretId=secret) == FORBIDDEN
+    assert refused(vault.rotate_secret, SecretId=secret) == "InvalidRequestException"
+    schedule = {"ScheduleExpression": "rate(30 days)"}
+    version = vault.rotate_secret(SecretId=secret, RotationRules=schedule)["VersionId"]
+    deadline = time.monotonic() + 60
+    while (now := vault.get_secret_value(SecretId=secret))["VersionId"] != version:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+    after = json.loads(now["SecretString"])
+    assert after == {**before, "password": after["password"]}
+    dev.connect(instance, after["password"], "mlflow_server").close()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        dev.connect(instance, before["password"], "mlflow_server")
+    with pytest.raises(ClientError):
+        vault.get_secret_value(SecretId=secret, VersionStage="AWSPENDING")
+
+
 # Snapshots, and a restore beside the database in use
 
 
@@ -489,7 +523,7 @@ def test_a_migration_a_snapshot_and_a_restore(
         import psycopg
         found = psycopg.connect(
             host=os.environ["DATABASE_HOST"], port=os.environ["DATABASE_PORT"], dbname=os.environ["DATABASE_NAME"],
-            user=os.environ["DATABASE_USER"], password=os.environ["DATABASE_PASSWORD"],
+            user=os.environ["DATABASE_SETUP_USER"], password=os.environ["DATABASE_SETUP_PASSWORD"],
         ).execute("SELECT name FROM runs").fetchall()
         print(found, os.environ["DATABASE_RESTORED_FROM"])
     """)

@@ -93,6 +93,10 @@ def _members(platform: Platform) -> Iterator[Member]:
             network = given["NetworkConfiguration"]["AwsvpcConfiguration"]
             assert network["AssignPublicIp"] == "DISABLED"
             yield _member("tasks", network["SecurityGroups"], network["Subnets"])
+        elif resource.type == "AWS::SecretsManager::RotationSchedule":
+            function = given["HostedRotationLambda"]
+            subnets = function["VpcSubnetIds"].split(",")
+            yield _member("rotation", function["VpcSecurityGroupIds"].split(","), subnets)
         elif resource.type == "AWS::RDS::DBInstance":
             (subnets,) = (group.properties["SubnetIds"] for group in platform.all("AWS::RDS::DBSubnetGroup"))
             yield _member("database", given["VPCSecurityGroups"], subnets)

@@ -43,7 +43,7 @@ def test_of_an_existing_bucket_the_server_may_touch_its_folder_alone(
     granted = {
         (action, resource)
         for action, resource, _ in dev.permissions("tracking/TaskRole")
-        if action.startswith(("s3:", "kms:")) and "DatabaseKey" not in resource
+        if action.startswith(("s3:", "kms:")) and "DatabaseUserKey" not in resource
     }
     objects = ("AbortMultipartUpload", "DeleteObject", "GetObject", "ListMultipartUploadParts", "PutObject")
     assert granted == {

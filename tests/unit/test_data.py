@@ -115,7 +115,7 @@ def test_every_key_rotates_and_belongs_to_its_account(platform: Platform) -> Non
 
 
 def test_keys_of_data_outlive_the_stack(platform: Platform) -> None:
-    for key in ("data/DatabaseKey", "data/ArtifactsKey", "data/ServerKeys/Key"):
+    for key in ("data/DatabaseKey", "data/DatabaseUserKey", "data/ArtifactsKey", "data/ServerKeys/Key"):
         assert platform.at(key).deletion_policy == "Retain"
 
 

@@ -147,6 +147,19 @@ def test_its_logs_are_kept_for_a_while(dev: Platform, database: Resource) -> Non
         assert groups[f"/aws/rds/{kind}/{identifier}/{log}"]["RetentionInDays"] == 90
 
 
+def test_its_own_user_s_password_is_rotated(dev: Platform, database: Resource) -> None:
+    """That of the server in use: a restored one has a user, and a secret, of its own."""
+    kind = "MySQLSingleUser" if "mysql" in dev.settings.database.engine else "PostgreSQLSingleUser"
+    schedule = dev.only("AWS::SecretsManager::RotationSchedule").properties
+    assert schedule["HostedRotationLambda"]["RotationType"] == kind
+    attached = {
+        attachment.properties["SecretId"]: attachment.properties["TargetId"]
+        for attachment in dev.all("AWS::SecretsManager::SecretTargetAttachment")
+    }
+    assert attached[schedule["SecretId"]] == f"<{database.path}>"
+    assert len(set(attached.values())) == len(attached)
+
+
 def test_both_tasks_reach_it_and_no_one_else(dev: Platform, database: Resource) -> None:
     mysql = "mysql" in dev.settings.database.engine
     port = 3306 if mysql else 5432
@@ -165,6 +178,7 @@ def test_both_tasks_reach_it_and_no_one_else(dev: Platform, database: Resource) 
     assert {(rule["FromPort"], rule["ToPort"], rule["SourceSecurityGroupId"]) for rule in opened} == {
         (port, port, "<tracking/ServiceGroup.GroupId>"),
         (port, port, "<migration/MigrationGroup.GroupId>"),
+        (port, port, "<tracking/RotationGroup.GroupId>"),
     }
 
 

@@ -17,7 +17,7 @@ from .assembly import ROOT, Assembly, Json, Platform, Resource
 from .conftest import ALLOWED_REVISION, SNAPSHOT
 from .test_tracking import documented_variables, variables
 
-SECRET_BY_ARN = "<data/Database.MasterUserSecret.SecretArn>"
+MASTER, OWN = "<data/Database.MasterUserSecret.SecretArn>", "<data/DatabaseUser>"
 SNAPSHOT_ACTIONS = {
     "rds:AddTagsToResource",
     "rds:CreateDBSnapshot",
@@ -62,10 +62,15 @@ def test_the_task_meets_the_service_s_own_database(platform: Platform, container
     given = variables(container)
     address = {"DATABASE_ENGINE", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME", "DATABASE_SSLMODE"}
     assert {name: given[name] for name in address} == {name: variables(service)[name] for name in address}
-    # The servers' keys are none of the migration's business.
-    assert secrets(container).keys() == {"DATABASE_USER", "DATABASE_PASSWORD"}
-    assert secrets(container).items() <= secrets(service).items()
-    assert given.keys() - address == {"DATABASE_INSTANCE"}, (
+    # The servers' keys are none of the migration's business, and the master none of the service's.
+    own = {name: secrets(service)[name] for name in ("DATABASE_USER", "DATABASE_PASSWORD")}
+    assert secrets(container) == {
+        **own,
+        "DATABASE_SETUP_USER": f"{MASTER}:username::",
+        "DATABASE_SETUP_PASSWORD": f"{MASTER}:password::",
+    }
+    assert given["DATABASE_SECRET_ARN"] == variables(service)["DATABASE_SECRET_ARN"] == OWN
+    assert given.keys() - address == {"DATABASE_INSTANCE", "DATABASE_SECRET_ARN"}, (
         "nothing is allowed and nothing restored by default"
     )
     assert given["DATABASE_INSTANCE"] == f"<{platform.only('AWS::RDS::DBInstance').path}>"
@@ -94,22 +99,26 @@ def test_a_migration_has_time_to_roll_back_and_writes_to_tmp_alone(container: Js
 
 
 def test_the_task_may_take_snapshots_of_its_own_databases_and_no_more(platform: Platform) -> None:
-    """No artifacts, no secrets, no deleting and no restoring."""
+    """And read again what its own password is; no artifacts, no other secrets, no deleting and no restoring."""
     account, region = platform.settings.account, platform.settings.region
     database = f"arn:aws:rds:{region}:{account}:db:<data/Database>"
     snapshots = f"arn:aws:rds:{region}:{account}:snapshot:{platform.prefix}-database-*"
-    expected = {(action, snapshots) for action in SNAPSHOT_ACTIONS} | {("rds:CreateDBSnapshot", database)}
+    expected = {(action, snapshots) for action in SNAPSHOT_ACTIONS} | {
+        ("rds:CreateDBSnapshot", database),
+        ("secretsmanager:GetSecretValue", OWN),
+        ("kms:Decrypt", "<data/DatabaseUserKey.Arn>"),
+    }
     allowed = platform.permissions("migration/TaskRole")
     assert {(action, resource) for action, resource, _ in allowed} == expected
     assert "ManagedPolicyArns" not in platform.at("migration/TaskRole").properties
 
 
-def test_the_task_is_started_with_its_database_s_secret_and_no_other(platform: Platform) -> None:
+def test_the_task_is_started_with_its_database_s_two_secrets_and_no_other(platform: Platform) -> None:
     task = platform.at("migration/Task/Definition").properties
     assert task["TaskRoleArn"] == "<migration/TaskRole.Arn>"
     assert task["ExecutionRoleArn"] == "<migration/Task/Definition/ExecutionRole.Arn>"
     allowed = platform.permissions("migration/Task/Definition/ExecutionRole")
-    assert {r for action, r, _ in allowed if action.startswith("secretsmanager:")} == {SECRET_BY_ARN}
+    assert {r for action, r, _ in allowed if action.startswith("secretsmanager:")} == {MASTER, OWN}
     assert {r for action, r, _ in allowed if action.startswith("logs:")} == {"<migration/Task/Logs.Arn>"}
     services = {action.partition(":")[0] for action, _, _ in allowed}
     assert services == {"ecr", "kms", "logs", "secretsmanager"}
@@ -285,12 +294,15 @@ def test_service_and_migration_turn_to_the_restored_database(
         container = only_container(restored_platform, stack)
         assert variables(container)["DATABASE_HOST"] == f"<{new.path}.Endpoint.Address>"
         assert variables(container)["DATABASE_PORT"] == f"<{new.path}.Endpoint.Port>"
-        secret = f"<{new.path}.MasterUserSecret.SecretArn>"
+        known = {
+            f"<{new.path}User>",
+            *([f"<{new.path}.MasterUserSecret.SecretArn>"] if stack == "migration" else []),
+        }
         given = {name: told for name, told in secrets(container).items() if name.startswith("DATABASE_")}
-        assert set(given.values()) == {f"{secret}:username::", f"{secret}:password::"}
+        assert set(given.values()) == {f"{one}:{key}::" for one in known for key in ("username", "password")}
         allowed = restored_platform.permissions(f"{stack}/Task/Definition/ExecutionRole")
         read = {r for action, r, _ in allowed if action.startswith("secretsmanager:")}
-        assert {r for r in read if not r.startswith("<data/ServerKeys/")} == {secret}
+        assert {r for r in read if not r.startswith("<data/ServerKeys/")} == known
     allowed = restored_platform.permissions("migration/TaskRole")
     assert [r for _, r, _ in allowed if ":db:" in r] == [
         f"arn:aws:rds:{restored_platform.settings.region}:{restored_platform.settings.account}:db:<{new.path}>"

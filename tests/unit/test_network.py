@@ -88,14 +88,16 @@ def within(port: int) -> set[Reach]:
         ("balancer", "tasks", 5000),
         ("tasks", "database", 5432),
         ("migration", "database", 5432),
+        ("rotation", "database", 5432),
         ("smoke build", "balancer", port),
         ("load build", "balancer", port),
     }
 
 
 def all_to(whom: str) -> set[Reach]:
-    """Tasks and builds, which call AWS's APIs, by HTTPS."""
-    return {(who, whom, 443) for who in ("tasks", "migration", "migrate build", "smoke build", "load build")}
+    """Tasks, builds and the rotation of the password, which call AWS's APIs, by HTTPS."""
+    builds = ("migrate build", "smoke build", "load build")
+    return {(who, whom, 443) for who in ("tasks", "migration", "rotation", *builds)}
 
 
 def test_ec2_takes_what_groups_and_rules_are_described_by(
@@ -248,8 +250,13 @@ def test_endpoints_let_through_what_roles_may_do_and_no_more(endpoint_platform: 
     }
     of_clusters = {"rds:CreateDBClusterSnapshot", "rds:DescribeDBClusterSnapshots"}
     unused = {"codebuild:BatchPutCodeCoverages", "secretsmanager:DescribeSecret"}
+    # AWS makes the role of the function that rotates; CloudFormation shows it in a stack of its own.
+    rotation = {
+        f"secretsmanager:{action}"
+        for action in ("GetRandomPassword", "PutSecretValue", "UpdateSecretVersionStage")
+    }
     assert allowed <= let_through
-    assert let_through - allowed <= of_clusters | unused
+    assert let_through - allowed <= of_clusters | unused | rotation
 
 
 def test_endpoints_serve_this_account_alone(endpoint_platform: Platform) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from typing import Any
@@ -54,11 +55,7 @@ def idle_timeout(balancer: Resource) -> int:
 
 def test_the_task_role_may_use_its_bucket_and_read_its_password(platform: Platform) -> None:
     """Exactly this. MLflow lists, reads, writes and deletes artifacts; the password is read again when it was rotated."""
-    bucket, key, secret = (
-        "<data/Artifacts.Arn>",
-        "<data/ArtifactsKey.Arn>",
-        "<data/Database.MasterUserSecret.SecretArn>",
-    )
+    bucket, key, secret = "<data/Artifacts.Arn>", "<data/ArtifactsKey.Arn>", "<data/DatabaseUser>"
     by_secrets_manager = {"StringEquals": {"kms:ViaService": "secretsmanager.${AWS::Region}.amazonaws.com"}}
     expected: list[tuple[str, str, Json]] = [
         ("s3:ListBucket", bucket, {}),
@@ -70,7 +67,7 @@ def test_the_task_role_may_use_its_bucket_and_read_its_password(platform: Platfo
         ("kms:Decrypt", key, {}),
         ("kms:GenerateDataKey", key, {}),
         ("secretsmanager:GetSecretValue", secret, {}),
-        ("kms:Decrypt", "<data/DatabaseKey.Arn>", by_secrets_manager),
+        ("kms:Decrypt", "<data/DatabaseUserKey.Arn>", by_secrets_manager),
     ]
     assert in_order(platform.permissions("tracking/TaskRole")) == in_order(expected)
 
@@ -80,7 +77,7 @@ def test_the_execution_role_may_start_a_task_and_no_more(platform: Platform) -> 
     repository = (
         f"arn:aws:ecr:{region}:{account}:repository/cdk-hnb659fds-container-assets-{account}-{region}"
     )
-    secret = "<data/Database.MasterUserSecret.SecretArn>"
+    secret = "<data/DatabaseUser>"
     by_secrets_manager = {"StringEquals": {"kms:ViaService": "secretsmanager.${AWS::Region}.amazonaws.com"}}
     expected: list[tuple[str, str, Json]] = [
         ("ecr:BatchCheckLayerAvailability", repository, {}),
@@ -91,7 +88,7 @@ def test_the_execution_role_may_start_a_task_and_no_more(platform: Platform) -> 
         ("logs:PutLogEvents", "<tracking/Task/Logs.Arn>", {}),
         ("secretsmanager:DescribeSecret", secret, {}),
         ("secretsmanager:GetSecretValue", secret, {}),
-        ("kms:Decrypt", "<data/DatabaseKey.Arn>", by_secrets_manager),
+        ("kms:Decrypt", "<data/DatabaseUserKey.Arn>", by_secrets_manager),
         *(
             (f"secretsmanager:{action}", f"<data/ServerKeys/{key}>", {})
             for action in ("DescribeSecret", "GetSecretValue")
@@ -147,13 +144,47 @@ def variables(container: Json) -> dict[str, str]:
 
 
 def test_password_and_keys_come_from_secrets(container: Json) -> None:
-    secret = "<data/Database.MasterUserSecret.SecretArn>"
+    secret = "<data/DatabaseUser>"
     assert {s["Name"]: s["ValueFrom"] for s in container["Secrets"]} == {
         "DATABASE_USER": f"{secret}:username::",
         "DATABASE_PASSWORD": f"{secret}:password::",
         "MLFLOW_CRYPTO_KEK_PASSPHRASE": "<data/ServerKeys/GatewayPassphrase>",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "<data/ServerKeys/SessionKey>",
     }
+
+
+def test_nothing_of_the_service_knows_the_master_secret(platform: Platform) -> None:
+    """Neither by name nor by its key: only the migration's task, which sets up, is given it."""
+    for word in ("MasterUserSecret", "<data/DatabaseKey"):
+        knowing = {
+            resource.path for resource in platform.resources if word in json.dumps(resource.properties)
+        }
+        assert not [path for path in knowing if path.startswith(("tracking/", "gates/"))], word
+        assert [path for path in knowing if path.startswith("migration/Task/")], word
+
+
+def test_the_password_is_rotated_by_aws_s_own_function(platform: Platform) -> None:
+    """Of the user's own secret, in the tasks' subnets, once the service is there: its user is, then."""
+    schedule = platform.only("AWS::SecretsManager::RotationSchedule").properties
+    assert schedule["SecretId"] == "<data/DatabaseUser>"
+    assert schedule["RotationRules"] == {
+        "ScheduleExpression": f"rate({platform.settings.database.rotation_days} days)"
+    }
+    assert "RotateImmediatelyOnUpdate" not in schedule, "a new schedule rotates at once"
+    function = schedule["HostedRotationLambda"]
+    assert function["RotationType"] == "PostgreSQLSingleUser"
+    assert function["KmsKeyArn"] == "<data/DatabaseUserKey.Arn>"
+    assert function["VpcSecurityGroupIds"] == "<tracking/RotationGroup.GroupId>"
+    assert all("/Vpc/privateSubnet" in subnet for subnet in function["VpcSubnetIds"].split(","))
+    secret = platform.at("data/DatabaseUser")
+    assert secret.deletion_policy == "Retain"
+    assert secret.properties["KmsKeyId"] == "<data/DatabaseUserKey.Arn>"
+    assert json.loads(secret.properties["GenerateSecretString"]["SecretStringTemplate"]) == {
+        "username": "mlflow_server",
+        "dbname": "mlflow",
+    }
+    attached = platform.only("AWS::SecretsManager::SecretTargetAttachment").properties
+    assert attached["TargetId"] == f"<{platform.only('AWS::RDS::DBInstance').path}>"
 
 
 def test_the_task_points_to_its_own_database_and_bucket(container: Json, platform: Platform) -> None:
