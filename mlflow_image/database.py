@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import iam_sign_in
 import rotation
 import sqlalchemy as sa
 import withheld
@@ -65,7 +66,11 @@ CAUSES: dict[object, str] = {
     "42501": "DATABASE_USER lacks a right: make it the owner of the database, or grant it CREATE on it",
     "53100": "the disk is full: give the instance more storage; nothing of the last step was kept",
     "53300": "too many connections are open: end some, or raise max_connections",
-    1045: "the sign-in is refused: check DATABASE_USER and DATABASE_PASSWORD",
+    1045: "the sign-in is refused: check DATABASE_USER and DATABASE_PASSWORD, or, with DATABASE_SIGN_IN=iam, that the "
+    "task's role may rds-db:connect as DATABASE_USER",
+    "PAM": "the token is refused: check that the database has IAM authentication, that DATABASE_USER is in rds_iam, and "
+    "that the task's role may rds-db:connect as DATABASE_USER to this database's resource id",
+    1524: "the server knows no such plugin: DATABASE_SIGN_IN=iam needs RDS or Aurora",
     1049: "there is no such database: check DATABASE_NAME",
     1044: "DATABASE_USER lacks a right: grant it ALL on this database and on the one of this name with _plan",
     1142: "DATABASE_USER lacks a right: grant it ALL on this database and on the one of this name with _plan",
@@ -89,7 +94,11 @@ def explain(error: DBAPIError) -> str:
     for code in codes(error) & CAUSES.keys():
         return f"{said}: {CAUSES[code]}"
     # libpq tells of a refused sign-in in words only.
-    for words, key in (("password authentication failed", "28P01"), ("does not exist", "3D000")):
+    for words, key in (
+        ("password authentication failed", "28P01"),
+        ("PAM authentication failed", "PAM"),
+        ("does not exist", "3D000"),
+    ):
         if words in said and isinstance(error, OperationalError):
             return f"{said}: {CAUSES[key]}"
     return said
@@ -101,7 +110,7 @@ def codes(error: DBAPIError) -> set[object]:
 
 
 def sign_in() -> None:
-    """Give every connection that this process opens the password of that moment, rotated or not, and MySQL's its limits."""
+    """Give every connection that this process opens the password or token of that moment, and MySQL's its limits."""
     if sa.event.contains(Engine, "do_connect", _give_password):
         return
     sa.event.listen(Engine, "do_connect", _give_password)
@@ -114,7 +123,12 @@ def sign_in() -> None:
 
 
 def _give_password(dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
-    parameters["password"] = withheld.password(dialect, parameters["user"])
+    user = parameters["user"]
+    if os.environ.get("DATABASE_SIGN_IN") == "iam" and user == os.environ["DATABASE_USER"]:
+        given = iam_sign_in.token(dialect, parameters["host"], parameters["port"], user)
+    else:
+        given = withheld.password(dialect, user)
+    parameters["password"] = given
 
 
 def engine_for(database: Database) -> Engine:

@@ -3,6 +3,9 @@
 Who sets up may make users, as RDS's master user may, and does nothing else. The server's user owns its tables or has every
 right to them, and none beyond its database: it makes no users and no databases, and sees no other one.
 
+Where it signs in by IAM, it is a second user, who acts as the first: on PostgreSQL, RDS refuses the password of everybody
+who may use a token, and tasks of the release before still sign in with theirs, as do those of a release that goes back.
+
 Everything here can be done again, and each `migrate` does it: after a restore the user has the password of then, and after
 a release that signed in as the master user some tables are the master's.
 """
@@ -23,6 +26,9 @@ from sqlalchemy.exc import DBAPIError
 # gives up soon and tries again.
 LOCK_SECONDS = 5
 LOCK_TRIES = 60
+
+TOKENS = "rds_iam"
+"""RDS's role whose members sign in with a token, and with nothing else."""
 
 # What is not the user's yet: tables with their sequences, views, functions, types. An extension keeps what it made, and a
 # sequence that belongs to a column goes with its table.
@@ -54,8 +60,8 @@ MYSQL_RIGHTS = (
 )
 
 
-def ensure(setup: Database, own: Database) -> None:
-    """Make `own.user` if it is missing, with the password of its secret, and give it the database.
+def ensure(setup: Database, own: Database, owner: str) -> None:
+    """Make `own.user` if it is missing, with the password of its secret or none, and give it, or `owner`, the database.
 
     Raises DatabaseError when `setup.user` lacks the rights for that, or a table stays in use.
     """
@@ -64,7 +70,9 @@ def ensure(setup: Database, own: Database) -> None:
             if connection.dialect.name == "mysql":
                 _on_mysql(connection, own)
             else:
-                _on_postgresql(connection, own)
+                _on_postgresql(connection, own, owner)
+                if own.by_token:
+                    _let_in_by_token(connection, setup, own, owner)
         except DBAPIError as error:
             raise DatabaseError(
                 f"The user {own.user} could not be set up by {setup.user} ({explain(error)}): DATABASE_SETUP_USER must be "
@@ -72,17 +80,14 @@ def ensure(setup: Database, own: Database) -> None:
             ) from None
 
 
-def _on_postgresql(connection: Connection, own: Database) -> None:
+def _on_postgresql(connection: Connection, own: Database, owner: str) -> None:
     quote = connection.dialect.identifier_preparer.quote_identifier
-    user, name = quote(own.user), quote(own.name)
-    with connection.begin():
-        known = connection.execute(
-            sa.text("SELECT 1 FROM pg_roles WHERE rolname = :user"), {"user": own.user}
-        )
-        missing = known.first() is None
+    user, name = quote(owner), quote(own.name)
+    missing = not _is_known(connection, owner)
     if missing:
-        _run(connection, f"CREATE ROLE {user} LOGIN PASSWORD '{_verifier(connection, own)}'")
-        say(f"Made the database user {own.user}.")
+        allowed = "NOLOGIN" if own.by_token else f"LOGIN PASSWORD '{_verifier(connection, own)}'"
+        _run(connection, f"CREATE ROLE {user} {allowed}")
+        say(f"Made the database user {owner}.")
     for grant in (
         # A release from before this user existed signs in as who sets up, and must find its way back.
         f"GRANT {user} TO CURRENT_USER",
@@ -90,7 +95,7 @@ def _on_postgresql(connection: Connection, own: Database) -> None:
         f"GRANT USAGE, CREATE ON SCHEMA {_schema(connection)} TO {user}",
     ):
         _run(connection, grant)
-    if not missing and not _signs_in(own):
+    if not missing and not own.by_token and not _signs_in(own):
         _run(connection, f"ALTER ROLE {user} LOGIN PASSWORD '{_verifier(connection, own)}'")
         say(f"Gave the database user {own.user} the password of its secret.")
     with connection.begin():
@@ -98,7 +103,42 @@ def _on_postgresql(connection: Connection, own: Database) -> None:
     for kind, thing in handed_over:
         _patiently(connection, f"ALTER {kind} {thing} OWNER TO {user}", thing)
     if handed_over:
-        say(f"{len(handed_over)} tables, views and functions belong to {own.user} now.")
+        say(f"{len(handed_over)} tables, views and functions belong to {owner} now.")
+
+
+def _let_in_by_token(connection: Connection, setup: Database, own: Database, owner: str) -> None:
+    """Make `own.user`, who is `owner` as soon as it has signed in."""
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    user = quote(own.user)
+    if not _is_known(connection, TOKENS):
+        raise DatabaseError(
+            f"The server has no role {TOKENS}, which lets users sign in by IAM: give DATABASE_HOST of RDS or Aurora, or "
+            "DATABASE_SIGN_IN=password."
+        )
+    missing = not _is_known(connection, own.user)
+    with connection.begin():
+        if missing:
+            connection.exec_driver_sql(f"CREATE ROLE {user} LOGIN")
+        connection.exec_driver_sql(f"GRANT {quote(owner)} TO {user}")
+        connection.exec_driver_sql(f"ALTER ROLE {user} SET role TO {quote(owner)}")
+        connection.exec_driver_sql(f"GRANT {TOKENS} TO {user}")
+    if not missing:
+        return
+    # Whoever makes a role is a member of it from PostgreSQL 16 on, if only to administer it. RDS must not count that, or
+    # nobody could follow its manual; were the master refused from now on, no migration could ever mend it.
+    if not _signs_in(setup):
+        _run(connection, f"DROP ROLE {user}")
+        raise DatabaseError(
+            f"When {own.user} was let in by IAM, the server began to refuse the password of {setup.user}, who made it, so "
+            f"{own.user} was dropped again: give DATABASE_SIGN_IN=password, and report this with the server's version."
+        )
+    say(f"Made the database user {own.user}, who signs in by IAM.")
+
+
+def _is_known(connection: Connection, role: str) -> bool:
+    with connection.begin():
+        found = connection.execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
+        return found.first() is not None
 
 
 def _on_mysql(connection: Connection, own: Database) -> None:
@@ -108,13 +148,16 @@ def _on_mysql(connection: Connection, own: Database) -> None:
         )
         missing = known.first() is None
     if missing:
-        _run(connection, "CREATE USER %s@'%%' IDENTIFIED BY %s", own.user, _own_password())
+        if own.by_token:
+            _run(connection, "CREATE USER %s@'%%' IDENTIFIED WITH AWSAuthenticationPlugin AS 'RDS'", own.user)
+        else:
+            _run(connection, "CREATE USER %s@'%%' IDENTIFIED BY %s", own.user, _own_password())
         say(f"Made the database user {own.user}.")
     for database in (own.name, f"{own.name}_plan"):
         # In a grant these two stand for any character, and for any number of them.
         exactly = database.replace("`", "``").replace("_", r"\_").replace("%", r"\%%")
         _run(connection, f"GRANT {MYSQL_RIGHTS} ON `{exactly}`.* TO %s@'%%'", own.user)
-    if not missing and not _signs_in(own):
+    if not missing and not own.by_token and not _signs_in(own):
         _run(connection, "ALTER USER %s@'%%' IDENTIFIED BY %s", own.user, _own_password())
         say(f"Gave the database user {own.user} the password of its secret.")
 
@@ -142,12 +185,12 @@ def _verifier(connection: Connection, own: Database) -> str:
     return made.decode()
 
 
-def _signs_in(own: Database) -> bool:
+def _signs_in(user: Database) -> bool:
     """Whether the password, or the one it was just rotated to, is the user's."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
-            engine_for(own).connect().close()
+            engine_for(user).connect().close()
             return True
         except DBAPIError as error:
             if rotation.is_refusal(error.orig):

@@ -78,7 +78,7 @@ def migrate(database: Database, how: Migration) -> Outcome:
     schema is what it was, or, where only later migrations failed, at a revision between.
     """
     if how.setup:
-        database_user.ensure(how.setup, database)
+        database_user.ensure(how.setup, database, how.owner)
     with connect(database) as connection, migration_lock(connection):
         if database.engine == "mysql":
             mysql.check_charset(connection)

@@ -22,7 +22,8 @@ from sqlalchemy.engine import Engine
 
 log = logging.getLogger("uvicorn.error")
 
-REFUSED = ("password authentication failed", "Access denied for user")  # PostgreSQL, MySQL
+# PostgreSQL, RDS's own for who must have a token, MySQL
+REFUSED = ("password authentication failed", "PAM authentication failed", "Access denied for user")
 CURRENT, PENDING = "AWSCURRENT", "AWSPENDING"
 # Without a pending one, a reader that comes between the two changes has to wait.
 READS = 5

@@ -7,7 +7,8 @@
 | DATABASE_PORT                      | its port                                                | 5432, 3306  |
 | DATABASE_NAME                      | the database on it                                      | required    |
 | DATABASE_USER                      | who signs in                                            | required    |
-| DATABASE_PASSWORD                  | with what; any characters                               | required    |
+| DATABASE_SIGN_IN                   | password; iam: with a token of the task's role (RDS)    | password    |
+| DATABASE_PASSWORD                  | the password; any characters. Not with iam              | required    |
 | DATABASE_SECRET_ARN                | the secret to read again when the password was rotated  | none        |
 | DATABASE_SSLMODE                   | libpq's sslmode; on MySQL, prefer means without TLS     | prefer      |
 | ARTIFACTS_DESTINATION              | where artifacts go: s3://bucket or s3://bucket/prefix   | required    |
@@ -30,6 +31,7 @@ An empty value counts as not set. `migrate` needs the database's variables and S
 |--------------------------|--------------------------------------------------------------------------|---------|
 | DATABASE_SETUP_USER      | who makes DATABASE_USER and gives it the database, before all else       | none    |
 | DATABASE_SETUP_PASSWORD  | with what; any characters                                                | none    |
+| DATABASE_OWNER           | with iam: the user that DATABASE_USER acts as, whose the tables are      | none    |
 | DATABASE_INSTANCE        | the RDS instance to take a snapshot of before anything changes           | none    |
 | DATABASE_CLUSTER         | the Aurora cluster, in place of an instance                              | none    |
 | MIGRATE_WITHOUT_SNAPSHOT | true: change the schema without a snapshot                               | false   |
@@ -51,6 +53,7 @@ HOST = (
     r"[\w.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*"  # a name, an IPv4 or an IPv6 address, without port
 )
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+TLS_ONLY = SSLMODES[3:]
 
 # libpq's own limits, in the URI so that they hold for every connection MLflow opens. A database that vanished
 # without a word (a failover, a cut network) is noticed after 15 s, by keepalives or by unacknowledged data.
@@ -110,6 +113,8 @@ class Database:
     password: str = field(repr=False)
     sslmode: str
     engine: str = "postgresql"
+    by_token: bool = False
+    """Whether the user signs in with a token of the task's role; there is no password then."""
 
     def uri(self) -> str:
         """The SQLAlchemy URI, without the password: `database.sign_in` gives that to each new connection.
@@ -141,6 +146,8 @@ class Migration:
     users: bool = False
     setup: Database | None = None
     """The same database for who makes DATABASE_USER."""
+    owner: str = ""
+    """Whose the tables are."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def read_migration(environment: Mapping[str, str]) -> tuple[Database, Migration]
     """Read what `migrate` needs, or raise SettingsError with every problem found."""
     reader = _Reader(environment)
     database = _database(reader)
-    migration = _migration(reader, _setup(reader, database))
+    migration = _migration(reader, database)
     reader.finish()
     return database, migration
 
@@ -243,7 +250,12 @@ def _database(reader: _Reader) -> Database:
     port = reader.number("DATABASE_PORT", 3306 if engine == "mysql" else 5432, 1, 65535)
     name = reader.text("DATABASE_NAME", None, "give the name of the database, as in mlflow")
     user = reader.text("DATABASE_USER", None, "give the database user from the injected secret")
-    password = reader.text("DATABASE_PASSWORD", None, "give the database password from the injected secret")
+    by_token = reader.text("DATABASE_SIGN_IN", "password", "give password or iam", "password|iam") == "iam"
+    password = (
+        ""
+        if by_token
+        else reader.text("DATABASE_PASSWORD", None, "give the database password from the injected secret")
+    )
     sslmode = reader.text(
         "DATABASE_SSLMODE", "prefer", f"give one of {', '.join(SSLMODES)}", "|".join(SSLMODES)
     )
@@ -253,7 +265,22 @@ def _database(reader: _Reader) -> Database:
             f"PGSSLROOTCERT is {authority!r}: name the certificate authority's file, "
             f"which DATABASE_SSLMODE={sslmode} needs."
         )
-    return Database(host, port, name, user, password, sslmode, engine)
+    if by_token:
+        _check_token(reader, sslmode)
+    return Database(host, port, name, user, password, sslmode, engine, by_token)
+
+
+def _check_token(reader: _Reader, sslmode: str) -> None:
+    for name in ("DATABASE_PASSWORD", "DATABASE_SECRET_ARN"):
+        if reader.environment.get(name):
+            reader.problems.append(
+                f"{name} is set, but DATABASE_SIGN_IN=iam means without a password: unset one of the two."
+            )
+    if sslmode not in TLS_ONLY:
+        reader.problems.append(
+            f"DATABASE_SSLMODE is {sslmode!r}, but DATABASE_SIGN_IN=iam sends its token as it is, for anybody on the way to "
+            f"use: give one of {', '.join(TLS_ONLY)}."
+        )
 
 
 def _setup(reader: _Reader, database: Database) -> Database | None:
@@ -266,10 +293,26 @@ def _setup(reader: _Reader, database: Database) -> Database | None:
             "DATABASE_SETUP_USER and DATABASE_SETUP_PASSWORD."
         )
     mend = "give the password of DATABASE_SETUP_USER from the injected secret"
-    return replace(database, user=user, password=reader.text("DATABASE_SETUP_PASSWORD", None, mend))
+    password = reader.text("DATABASE_SETUP_PASSWORD", None, mend)
+    return replace(database, user=user, password=password, by_token=False)
 
 
-def _migration(reader: _Reader, setup: Database | None) -> Migration:
+def _owner(reader: _Reader, database: Database, setup: Database | None) -> str:
+    if not (setup and database.by_token):
+        return database.user
+    owner = reader.text(
+        "DATABASE_OWNER", None, "give the user that signs in where DATABASE_SIGN_IN is password"
+    )
+    if owner in (database.user, setup.user):
+        reader.problems.append(
+            f"DATABASE_OWNER is {owner!r}, who signs in already: name a user beside DATABASE_USER and DATABASE_SETUP_USER, "
+            "so that releases with a password and without serve at the same time."
+        )
+    return owner
+
+
+def _migration(reader: _Reader, database: Database) -> Migration:
+    setup = _setup(reader, database)
     names = "give the identifier as RDS shows it: letters, digits and hyphens"
     identifier = r"|[A-Za-z][A-Za-z0-9-]*"
     return Migration(
@@ -288,6 +331,7 @@ def _migration(reader: _Reader, setup: Database | None) -> Migration:
         image=reader.text("RELEASE_IMAGE", "", "give the image's name", r"|\S{1,512}"),
         users=_signs_in(reader),
         setup=setup,
+        owner=_owner(reader, database, setup),
     )
 
 

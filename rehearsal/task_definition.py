@@ -109,6 +109,11 @@ class TaskDefinition:
                 raise RefusedError(
                     f"{arn}: no rehearsed image for container {container.name}; add it to Rehearsal"
                 )
+            if any((one.name, one.value) == ("DATABASE_SIGN_IN", "iam") for one in container.environment):
+                raise RefusedError(
+                    f'{arn}: sign_in = "iam" is not rehearsed, because the database here takes no tokens; rehearse with'
+                    ' sign_in = "password" in platform.toml'
+                )
         if (
             any(c.secrets for c in self.properties.container_definitions)
             and not self.properties.execution_role_arn

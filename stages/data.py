@@ -31,7 +31,8 @@ class DataStack(Stack):
         super().__init__(scope, construct_id, **stack)
         self.artifacts = artifact_store(self, settings.artifacts, settings.logs.days)
         self.database_key = database_key(self)
-        self.database_user_key = database_user_key(self)
+        self.database_user_key = database_user_key(self) if settings.database.sign_in == "password" else None
+        """Of the password of the server's database user, if it has one."""
         self.database = database_server(
             self, prefix, settings.database, vpc, self.database_key, self.database_user_key
         )

@@ -45,7 +45,12 @@ def database_user_key(scope: Construct) -> kms.Key:
 
 
 def database_server(
-    scope: Construct, prefix: str, settings: Database, vpc: ec2.IVpc, key: kms.Key, user_key: kms.Key
+    scope: Construct,
+    prefix: str,
+    settings: Database,
+    vpc: ec2.IVpc,
+    key: kms.Key,
+    user_key: kms.Key | None,
 ) -> DatabaseServer:
     """Make what the settings ask for in `scope`, and return the server in use."""
     site = Site(

@@ -22,6 +22,7 @@ from stages.database_server import (
     Snapshots,
     acknowledge_server,
     export_logs,
+    token_user_arn,
     user_secret,
 )
 from stages.findings import acknowledge
@@ -90,6 +91,8 @@ class Clusters:
             port=self._dialect.port,
             credentials=rds.Credentials.from_username(MASTER, encryption_key=site.key),
             manage_master_user_password=True,
+            # Whatever `sign_in` says: turned off before the last task is gone that uses it, it would lock that one out.
+            iam_authentication=True,
             storage_encrypted=True,
             storage_encryption_key=site.key,
             backup=rds.BackupProps(retention=Duration.days(settings.backup_days)),
@@ -106,11 +109,6 @@ class Clusters:
         )
         export_logs(cluster, site, construct_id, f"cluster/{identifier}", self._dialect)
         acknowledge_server(cluster, deletion_protection=settings.deletion_protection)
-        acknowledge(
-            cluster,
-            "The server signs in with a password that only Secrets Manager, RDS and the tasks know, and that is rotated.",
-            "RDS6",
-        )
         if self._settings.engine == "aurora-mysql":
             acknowledge(
                 cluster,
@@ -121,7 +119,7 @@ class Clusters:
             _restore(cluster, snapshot)
         return self._server(cluster, user_secret(cluster, site, construct_id))
 
-    def _server(self, cluster: rds.DatabaseCluster, user_secret_arn: str) -> DatabaseServer:
+    def _server(self, cluster: rds.DatabaseCluster, user_secret_arn: str | None) -> DatabaseServer:
         assert cluster.secret is not None
         return DatabaseServer(
             dialect=self._dialect,
@@ -133,6 +131,7 @@ class Clusters:
             connections=cluster.connections,
             master_secret_arn=cluster.secret.secret_arn,
             user_secret_arn=user_secret_arn,
+            token_user_arn=token_user_arn(cluster, cluster.cluster_resource_identifier),
             snapshots=SNAPSHOTS,
             watch=lambda: cluster_alarms(self._site.scope, self._site.prefix, cluster),
             # A connection that is kept open keeps the cluster awake, used or not.

@@ -23,6 +23,7 @@ from stages.database_server import (
     Snapshots,
     acknowledge_server,
     export_logs,
+    token_user_arn,
     user_secret,
 )
 from stages.findings import acknowledge
@@ -79,6 +80,8 @@ class Instances:
             port=self._dialect.port,
             credentials=rds.Credentials.from_username(MASTER, encryption_key=site.key),
             manage_master_user_password=True,
+            # Whatever `sign_in` says: turned off before the last task is gone that uses it, it would lock that one out.
+            iam_authentication=True,
             multi_az=settings.multi_az,
             allocated_storage=settings.storage_gib,
             max_allocated_storage=(settings.storage_gib or 0) * 5,
@@ -109,7 +112,7 @@ class Instances:
             _restore(instance, snapshot)
         return self._server(instance, user_secret(instance, site, construct_id))
 
-    def _server(self, instance: rds.DatabaseInstance, user_secret_arn: str) -> DatabaseServer:
+    def _server(self, instance: rds.DatabaseInstance, user_secret_arn: str | None) -> DatabaseServer:
         assert instance.secret is not None
         return DatabaseServer(
             dialect=self._dialect,
@@ -120,6 +123,7 @@ class Instances:
             connections=instance.connections,
             master_secret_arn=instance.secret.secret_arn,
             user_secret_arn=user_secret_arn,
+            token_user_arn=token_user_arn(instance, instance.instance_resource_id),
             snapshots=SNAPSHOTS,
             watch=lambda: instance_alarms(self._site.scope, self._site.prefix, instance),
         )

@@ -20,7 +20,11 @@ MASTER = "mlflow"
 """Who sets up, and nobody else: the migration's task makes USER with its rights before it migrates."""
 
 USER = "mlflow_server"
-"""Who the server signs in as, and who migrates: neither master nor superuser."""
+"""Whose the tables are, and who the server signs in as with a password: neither master nor superuser."""
+
+TOKEN_USER = f"{USER}_iam"
+"""Who it signs in as by IAM, and then acts as USER. Two, as RDS refuses the password of everybody who may use a token:
+while a release with another `sign_in` rolls out, or is gone back from, both serve."""
 
 MONITORING_INTERVAL = Duration.seconds(60)
 """Of enhanced monitoring: what the operating system under the database does. Finer is dearer, and for a search only."""
@@ -64,7 +68,8 @@ class Site:
     subnets: ec2.SubnetSelection
     group: ec2.SecurityGroup
     key: kms.Key
-    user_key: kms.Key
+    user_key: kms.Key | None
+    """Of the secret of USER; None: it has no password."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,12 @@ class DatabaseServer:
     port: str
     connections: ec2.Connections
     master_secret_arn: str
-    user_secret_arn: str
+    user_secret_arn: str | None
+    """None: sign in as TOKEN_USER, with a token."""
+
+    token_user_arn: str
+    """What `rds-db:connect` names."""
+
     snapshots: Snapshots
     watch: Callable[[], None]
     """Makes the alarms of this server: only the one in use has some."""
@@ -118,11 +128,25 @@ class DatabaseServer:
     """Variables for the MLflow server, where this one needs another behaviour of its clients."""
 
 
-def user_secret(server: rds.DatabaseInstance | rds.DatabaseCluster, site: Site, construct_id: str) -> str:
-    """The ARN of the secret of this server's USER: generated once, and retained as the server itself is.
+def token_user_arn(scope: Construct, resource_id: str | None) -> str:
+    """TOKEN_USER on the server of that resource id, which is not its name, and is never given out again."""
+    return Stack.of(scope).format_arn(
+        service="rds-db",
+        resource="dbuser",
+        resource_name=f"{resource_id}/{TOKEN_USER}",
+        arn_format=ArnFormat.COLON_RESOURCE_NAME,
+    )
+
+
+def user_secret(
+    server: rds.DatabaseInstance | rds.DatabaseCluster, site: Site, construct_id: str
+) -> str | None:
+    """The ARN of the secret of this server's USER, if it has one: generated once, and retained as the server itself is.
 
     Each server has its own, so that a restored one changes nothing for the one that is still in use.
     """
+    if site.user_key is None:
+        return None
     secret = rds.DatabaseSecret(
         site.scope,
         f"{construct_id}User",

@@ -16,7 +16,7 @@ from constructs import Construct
 
 from stages import processors
 from stages.data import DataStack
-from stages.database_server import DATABASE_NAME
+from stages.database_server import DATABASE_NAME, TOKEN_USER, USER
 from stages.findings import acknowledge
 from stages.mlflow_users import MlflowUsers
 from stages.server_keys import ServerKeys
@@ -51,6 +51,7 @@ class MlflowTask(Construct):
     ) -> None:
         """`sets_up`: it is given the master secret as well, to make the database user that it then is."""
         super().__init__(scope, construct_id)
+        database = data.database
         self.definition = ecs.FargateTaskDefinition(
             self,
             "Definition",
@@ -58,18 +59,13 @@ class MlflowTask(Construct):
             cpu=cpu,
             memory_limit_mib=memory,
             task_role=role,
+            execution_role=None if database.user_secret_arn else self._execution_role(),
             runtime_platform=ecs.RuntimePlatform(
                 cpu_architecture=processors.PROCESSORS[image.architecture].fargate,
                 operating_system_family=ecs.OperatingSystemFamily.LINUX,
             ),
         )
         self.definition.add_volume(name="tmp")
-        database = data.database
-        # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
-        # other stack's key, and each stack would wait for the other.
-        secret = secretsmanager.Secret.from_secret_complete_arn(
-            self, "DatabaseSecret", database.user_secret_arn
-        )
         self.log_group = logs.LogGroup(
             self,
             "Logs",
@@ -87,14 +83,13 @@ class MlflowTask(Construct):
                 "DATABASE_HOST": database.host,
                 "DATABASE_NAME": DATABASE_NAME,
                 "DATABASE_PORT": database.port,
-                "DATABASE_SECRET_ARN": database.user_secret_arn,
                 "DATABASE_SSLMODE": "require",
+                **_user(database.user_secret_arn, sets_up),
                 **({"SIGN_IN": "basic"} if data.users else {}),
                 **environment,
             },
             secrets={
-                "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
-                "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+                **self._password(database.user_secret_arn),
                 **(self._master(database.master_secret_arn) if sets_up else {}),
                 **{name: self._server_key(name, arn) for name, arn in (keys.arns if keys else {}).items()},
                 **{
@@ -111,20 +106,19 @@ class MlflowTask(Construct):
         )
         acknowledge(
             self.definition,
-            "The environment holds names and addresses only; user and password come from Secrets Manager.",
+            "The environment holds names and addresses only; every password comes from Secrets Manager.",
             "ECS2",
         )
-        read_key = _may_decrypt(data.database_user_key.key_arn)
-        # The task reads the password again when it has been rotated.
-        role.add_to_policy(
-            iam.PolicyStatement(
-                actions=["secretsmanager:GetSecretValue"], resources=[database.user_secret_arn]
-            )
-        )
-        role.add_to_policy(read_key)
         assert self.definition.execution_role is not None
         self.execution_role = self.definition.execution_role
-        self.definition.add_to_execution_role_policy(read_key)
+        if database.user_secret_arn and data.database_user_key:
+            # The task reads the password again when it has been rotated.
+            role.add_to_policy(_may("secretsmanager:GetSecretValue", database.user_secret_arn))
+            read_key = _may_decrypt(data.database_user_key.key_arn)
+            role.add_to_policy(read_key)
+            self.definition.add_to_execution_role_policy(read_key)
+        else:
+            role.add_to_policy(_may("rds-db:connect", database.token_user_arn))
         if sets_up:
             self.definition.add_to_execution_role_policy(_may_decrypt(data.database_key.key_arn))
         if keys:
@@ -137,6 +131,21 @@ class MlflowTask(Construct):
             "IAM5[Resource::*]",
         )
 
+    def _execution_role(self) -> iam.Role:
+        """One beside that of tasks with a password: those may have to be started again while these roll out."""
+        return iam.Role(self, "ExecutionRole", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"))
+
+    def _password(self, arn: str | None) -> dict[str, ecs.Secret]:
+        if arn is None:
+            return {}
+        # Imported by its ARN: granting on the construct itself would write this stack's role into the policy of the
+        # other stack's key, and each stack would wait for the other.
+        secret = secretsmanager.Secret.from_secret_complete_arn(self, "DatabaseSecret", arn)
+        return {
+            "DATABASE_USER": ecs.Secret.from_secrets_manager(secret, "username"),
+            "DATABASE_PASSWORD": ecs.Secret.from_secrets_manager(secret, "password"),
+        }
+
     def _master(self, arn: str) -> dict[str, ecs.Secret]:
         secret = secretsmanager.Secret.from_secret_complete_arn(self, "MasterSecret", arn)
         return {
@@ -148,6 +157,18 @@ class MlflowTask(Construct):
         return ecs.Secret.from_secrets_manager(
             secretsmanager.Secret.from_secret_complete_arn(self, name, arn), field
         )
+
+
+def _user(secret_arn: str | None, sets_up: bool) -> dict[str, str]:
+    """The variables that say how to sign in, and for whom to set up."""
+    if secret_arn is not None:
+        return {"DATABASE_SECRET_ARN": secret_arn}
+    owner = {"DATABASE_OWNER": USER} if sets_up else {}
+    return {"DATABASE_SIGN_IN": "iam", "DATABASE_USER": TOKEN_USER, **owner}
+
+
+def _may(action: str, resource: str) -> iam.PolicyStatement:
+    return iam.PolicyStatement(actions=[action], resources=[resource])
 
 
 def _server_image(scope: Construct, image: Image, source: str) -> ecr_assets.DockerImageAsset:

@@ -23,8 +23,10 @@ EXCLUDED = " %+~`#$&*()|[]{}:;<>?!'/@\"\\"
 def rotate_password(
     scope: Construct, prefix: str, days: int, network: NetworkStack, data: DataStack, after: IDependable
 ) -> None:
-    """Rotate the secret of the server's user every so many days, for the first time once `after` is there."""
-    database, vpc = data.database, network.vpc
+    """Rotate the secret of the server's user, if it has one, every so many days, first as soon as `after` is there."""
+    database, vpc, key = data.database, network.vpc, data.database_user_key
+    if database.user_secret_arn is None or key is None:
+        return
     group = ec2.SecurityGroup(
         scope,
         "RotationGroup",
@@ -46,7 +48,7 @@ def rotate_password(
         scope,
         "RotatedSecret",
         secret_complete_arn=database.user_secret_arn,
-        encryption_key=kms.Key.from_key_arn(scope, "RotatedSecretKey", data.database_user_key.key_arn),
+        encryption_key=kms.Key.from_key_arn(scope, "RotatedSecretKey", key.key_arn),
     )
     schedule = secret.add_rotation_schedule(
         "Rotation",

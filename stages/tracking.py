@@ -189,10 +189,12 @@ class TrackingStack(Stack):
         )
 
     def _task_role(self) -> iam.Role:
+        # Another role for another way to sign in: tasks of the release before keep theirs until the last of them is gone.
+        by_token = self._data.database.user_secret_arn is None
         return iam.Role(
             self,
-            "TaskRole",
-            description="MLflow tasks: artifacts in their own bucket, their own database password",
+            "TokenTaskRole" if by_token else "TaskRole",
+            description="MLflow tasks: artifacts in their own bucket, their own user of the database",
             assumed_by=iam.ServicePrincipal(
                 "ecs-tasks.amazonaws.com",
                 conditions={"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}},

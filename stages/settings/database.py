@@ -10,6 +10,8 @@ from pydantic import model_validator
 from stages.settings.fields import Table, between, matching
 from stages.settings.sentences import shown
 
+ROTATION_DAYS = 30
+
 
 class Database(Table):
     """Engine, size and safety of the database."""
@@ -31,7 +33,8 @@ class Database(Table):
     multi_az: bool
     backup_days: Annotated[int, between(1, 35, "a number of days")]
     deletion_protection: bool
-    rotation_days: Annotated[int, between(1, 1000, "a number of days")] = 30
+    sign_in: Literal["password", "iam"] = "password"
+    rotation_days: Annotated[int, between(1, 1000, "a number of days")] = ROTATION_DAYS
     restore_from: (
         Annotated[
             str,
@@ -58,6 +61,10 @@ class Database(Table):
             raise ValueError(
                 f'instance_class = "{self.instance_class}": is too small for Performance Insights on MySQL; take'
                 ' "t4g.medium" or a larger one'
+            )
+        if self.sign_in == "iam" and self.rotation_days != ROTATION_DAYS:
+            raise ValueError(
+                f'rotation_days = {self.rotation_days}: with sign_in = "iam" there is no password to rotate; remove it'
             )
         if self.min_capacity is not None and self.max_capacity is not None:
             for name, capacity in (("min_capacity", self.min_capacity), ("max_capacity", self.max_capacity)):

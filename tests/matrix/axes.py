@@ -1,4 +1,4 @@
-"""What can be combined: every value that the settings allow on seven axes, as a table of one environment.
+"""What can be combined: every value that the settings allow on eight axes, as a table of one environment.
 
 Values that are names come from the settings themselves: a new engine or sign-in joins the matrix by being allowed.
 """
@@ -54,6 +54,7 @@ def _names(table: type, key: str) -> tuple[str, ...]:
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "engine": _names(Database, "engine"),
+    "database sign-in": _names(Database, "sign_in"),
     "exposure": _names(Environment, "exposure"),
     "auth": _names(Environment, "auth"),
     "network": tuple(NETWORKS),
@@ -99,7 +100,7 @@ def content(combination: Combination) -> Json:
         "profile": chosen["profile"],
         "exposure": chosen["exposure"],
         "auth": chosen["auth"],
-        "database": {"engine": chosen["engine"]},
+        "database": {"engine": chosen["engine"], "sign_in": chosen["database sign-in"]},
         **NETWORKS[chosen["network"]],
         **_certificate(chosen),
     }

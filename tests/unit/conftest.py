@@ -247,4 +247,6 @@ def cost_dev(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
 def _of_profile(profile: str) -> Json:
     from tests.matrix.axes import content
 
-    return content(("postgres", "internal", "cognito", "one NAT gateway", profile, "x86", "AwsSolutions"))
+    return content(
+        ("postgres", "password", "internal", "cognito", "one NAT gateway", profile, "x86", "AwsSolutions")
+    )

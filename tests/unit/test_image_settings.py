@@ -51,6 +51,59 @@ def test_uri_names_everything_but_the_password() -> None:
     assert database.password == GOOD["DATABASE_PASSWORD"]
 
 
+BY_TOKEN = {"DATABASE_PASSWORD": "", "DATABASE_SIGN_IN": "iam", "DATABASE_SSLMODE": "require"}
+
+
+def test_a_token_takes_the_password_s_place() -> None:
+    database, _ = settings.read(GOOD | BY_TOKEN)
+    assert (database.by_token, database.password) == (True, "")
+    assert not settings.read(GOOD)[0].by_token
+
+
+@pytest.mark.parametrize("sslmode", ["", "disable", "allow", "prefer"])
+def test_a_token_never_travels_without_tls(sslmode: str) -> None:
+    (problem,) = problems(**BY_TOKEN | {"DATABASE_SSLMODE": sslmode})
+    assert problem.startswith(
+        f"DATABASE_SSLMODE is {sslmode or 'prefer'!r}, but DATABASE_SIGN_IN=iam sends its token"
+    )
+    assert problem.endswith("give one of require, verify-ca, verify-full.")
+
+
+def test_a_token_and_a_password_are_one_too_many() -> None:
+    both = {"DATABASE_PASSWORD": "p@:", "DATABASE_SECRET_ARN": "arn:aws:secretsmanager:x"}
+    found = problems(**BY_TOKEN | both)
+    assert [problem.split()[0] for problem in found] == list(both)
+    assert "p@:" not in " ".join(found)
+    (problem,) = problems(DATABASE_SIGN_IN="kerberos")
+    assert problem == "DATABASE_SIGN_IN is 'kerberos': give password or iam."
+
+
+SETUP = {"DATABASE_SETUP_USER": "master", "DATABASE_SETUP_PASSWORD": "m"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "said"),
+    [
+        ("", "DATABASE_OWNER is not set: give the user that signs in where DATABASE_SIGN_IN is password."),
+        ("mlflow_admin", "DATABASE_OWNER is 'mlflow_admin', who signs in already: name a user beside"),
+        ("master", "DATABASE_OWNER is 'master', who signs in already: name a user beside"),
+    ],
+)
+def test_who_signs_in_with_a_token_owns_nothing(owner: str, said: str) -> None:
+    with pytest.raises(settings.SettingsError) as error:
+        settings.read_migration(GOOD | BY_TOKEN | SETUP | {"DATABASE_OWNER": owner})
+    (problem,) = error.value.problems
+    assert problem.startswith(said)
+
+
+def test_whose_the_tables_are() -> None:
+    database, how = settings.read_migration(GOOD | BY_TOKEN | SETUP | {"DATABASE_OWNER": "mlflow_server"})
+    assert (how.owner, database.by_token) == ("mlflow_server", True)
+    assert how.setup
+    assert not how.setup.by_token
+    assert settings.read_migration(GOOD | SETUP)[1].owner == "mlflow_admin"
+
+
 def test_ipv6_host() -> None:
     database, _ = settings.read(GOOD | {"DATABASE_HOST": "fd00::12"})
     assert urlsplit(database.uri()).hostname == "fd00::12"
@@ -220,7 +273,7 @@ def test_mysql() -> None:
 
 def test_what_migrate_reads_is_checked() -> None:
     _, how = settings.read_migration(GOOD)
-    assert how == settings.Migration("", "", False, "", "", "", "")
+    assert how == settings.Migration("", "", False, "", "", "", "", owner="mlflow_admin")
     wrong = {
         "DATABASE_INSTANCE": "arn:aws:rds:x",
         "DATABASE_CLUSTER": "my cluster",
