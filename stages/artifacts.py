@@ -25,6 +25,14 @@ class ArtifactStore:
     """As the image wants it: s3://bucket, or s3://bucket/folder."""
 
     policy: iam.ManagedPolicy
+    bucket_arn: str
+    objects_arn: str
+    objects_in_findings: str
+    """The same as cdk-nag writes it."""
+
+    key_arn: str | None
+    listing: dict[str, dict[str, list[str]]] | None = None
+    """The condition that binds a listing to the folder."""
 
 
 def artifact_store(scope: Construct, settings: Artifacts, log_days: int) -> ArtifactStore:
@@ -65,31 +73,28 @@ def _own_bucket(scope: Construct, settings: Artifacts, log_days: int) -> Artifac
         ],
         removal_policy=RemovalPolicy.RETAIN,
     )
-    policy = _policy(scope, bucket.bucket_arn, bucket.arn_for_objects("*"), key.key_arn)
+    objects, found = bucket.arn_for_objects("*"), f"{reference(scope, bucket.bucket_arn)}/*"
+    policy = _policy(scope, bucket.bucket_arn, objects, key.key_arn)
     acknowledge(
         policy,
         "MLflow names the objects; the policy is bound to the five object actions it needs, in its own bucket.",
-        f"IAM5[Resource::{reference(scope, bucket.bucket_arn)}/*]",
+        f"IAM5[Resource::{found}]",
     )
-    return ArtifactStore(f"s3://{bucket.bucket_name}", policy)
+    return ArtifactStore(f"s3://{bucket.bucket_name}", policy, bucket.bucket_arn, objects, found, key.key_arn)
 
 
 def _folder(scope: Construct, bucket: str, prefix: str, key_arn: str | None) -> ArtifactStore:
     """A folder of somebody's bucket, about which nothing is changed; encryption, versions, logs are its owner's."""
     arn = f"arn:{Stack.of(scope).partition}:s3:::{bucket}"
-    policy = _policy(
-        scope,
-        arn,
-        f"{arn}/{prefix}/*",
-        key_arn,
-        listing={"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}},
-    )
+    objects = f"{arn}/{prefix}/*"
+    listing = {"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}}
+    policy = _policy(scope, arn, objects, key_arn, listing=listing)
     acknowledge(
         policy,
         "MLflow names the objects; the policy is bound to the five object actions it needs, in its own folder.",
-        f"IAM5[Resource::{arn}/{prefix}/*]",
+        f"IAM5[Resource::{objects}]",
     )
-    return ArtifactStore(f"s3://{bucket}/{prefix}", policy)
+    return ArtifactStore(f"s3://{bucket}/{prefix}", policy, arn, objects, objects, key_arn, listing)
 
 
 def _policy(

@@ -11,6 +11,7 @@ from constructs import Construct
 from stages.artifacts import artifact_store
 from stages.database import database_key, database_server, database_user_key
 from stages.mlflow_users import MlflowUsers
+from stages.people import People
 from stages.server_keys import ServerKeys
 from stages.settings import Environment
 
@@ -39,3 +40,12 @@ class DataStack(Stack):
         self.server_keys = ServerKeys(self, "ServerKeys")
         self.users = MlflowUsers(self, "Users") if settings.auth == "mlflow-basic" else None
         """MLflow's own users, where they sign in."""
+        if settings.people:
+            People(
+                self,
+                "People",
+                prefix=prefix,
+                saml_provider_arn=settings.people.saml_provider_arn,
+                artifacts=self.artifacts,
+                user_secret_arn=self.database.user_secret_arn,
+            )

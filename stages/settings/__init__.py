@@ -22,6 +22,7 @@ from stages.settings.image import Image
 from stages.settings.load import Load
 from stages.settings.logs import Logs
 from stages.settings.network import Network
+from stages.settings.people import People
 from stages.settings.profile import Profile, filled_in, refusal
 from stages.settings.sentences import sentence, shown
 from stages.settings.sign_in import SignIn
@@ -69,6 +70,7 @@ class Environment(Network, SignIn, Compute, Table):
     database: Database
     artifacts: Artifacts = Artifacts()
     logs: Logs = Logs()
+    people: People | None = None
     load: Load
 
     @model_validator(mode="before")
@@ -109,6 +111,15 @@ class Environment(Network, SignIn, Compute, Table):
                     f'secrets: "{arn}": is in another account or region; a task reads secrets of its own,'
                     f" {self.account} in {self.region}, alone"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _people_sign_in_here(self) -> Environment:
+        if self.people and f":{self.account}:" not in self.people.saml_provider_arn:
+            raise ValueError(
+                f'people.saml_provider_arn = "{self.people.saml_provider_arn}": is in another account; name a provider in'
+                f" {self.account}"
+            )
         return self
 
     @model_validator(mode="after")
