@@ -12,10 +12,13 @@ OVERWRITTEN = 30
 """Days for which an entry that somebody overwrote or deleted can be brought back; the services never do either."""
 
 
-def access_log_bucket(scope: Construct, construct_id: str, days: int) -> s3.Bucket:
-    """A bucket that receives the access logs of another bucket or of a load balancer.
+def access_log_bucket(
+    scope: Construct, construct_id: str, days: int, ownership: s3.ObjectOwnership | None = None
+) -> s3.Bucket:
+    """A bucket that receives the access logs of another bucket, of a load balancer or of CloudFront.
 
-    It is encrypted with S3's own key: load balancers cannot write to a bucket under a key of the account.
+    It is encrypted with S3's own key: load balancers cannot write to a bucket under a key of the account. CloudFront writes
+    where it may set who owns what it wrote.
     """
     bucket = s3.Bucket(
         scope,
@@ -24,6 +27,7 @@ def access_log_bucket(scope: Construct, construct_id: str, days: int) -> s3.Buck
         encryption=s3.BucketEncryption.S3_MANAGED,
         enforce_ssl=True,
         versioned=True,
+        object_ownership=ownership,
         lifecycle_rules=[
             s3.LifecycleRule(
                 expiration=Duration.days(days), noncurrent_version_expiration=Duration.days(OVERWRITTEN)

@@ -20,7 +20,9 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_wafv2 as waf
 from constructs import Construct
 
+from stages.edge import VIEWER_ADDRESS, VIEWER_TLS
 from stages.settings.network import Firewall as Settings
+from stages.settings.sign_in import EVERYBODY
 
 Json = dict[str, Any]
 
@@ -65,8 +67,11 @@ class Firewall(Construct):
         prefix: str,
         settings: Settings,
         balancer: elb.ApplicationLoadBalancer,
+        behind_edge: Sequence[str] | None = None,
     ) -> None:
+        """The firewall on `balancer`; `behind_edge` are the networks that may come in through CloudFront, where it is."""
         super().__init__(scope, construct_id)
+        known = self._known(prefix, behind_edge) if behind_edge is not None else {}
         acl = waf.CfnWebACL(
             self,
             "Acl",
@@ -74,7 +79,7 @@ class Firewall(Construct):
             scope="REGIONAL",
             default_action=waf.CfnWebACL.DefaultActionProperty(allow={}),
             visibility_config=_visible("all"),
-            rules=_rules(settings),
+            rules=_rules(settings, known, behind_edge is not None),
             # Requests that WAF samples are shown in its console.
             data_protection_config=waf.CfnWebACL.DataProtectionConfigProperty(
                 data_protections=[
@@ -125,9 +130,51 @@ class Firewall(Construct):
             },
         )
 
+    def _known(self, prefix: str, networks: Sequence[str]) -> dict[str, tuple[Json, int]]:
+        """Refuse what comes through CloudFront from other networks, or by an old TLS. Whatever else is wrong with it."""
+        old = {
+            "notStatement": {
+                "statement": {
+                    "orStatement": {
+                        "statements": [
+                            _matches({"singleHeader": {"Name": VIEWER_TLS}}, version, "STARTS_WITH")
+                            for version in ("TLSv1.2:", "TLSv1.3:")
+                        ]
+                    }
+                }
+            }
+        }
+        if EVERYBODY in networks:
+            return {"OldTls": (old, 403)}
+        addresses = waf.CfnIPSet(
+            self,
+            "Networks",
+            name=prefix,
+            scope="REGIONAL",
+            ip_address_version="IPV4",
+            addresses=list(networks),
+        )
+        named = {
+            "ipSetReferenceStatement": {
+                "arn": addresses.attr_arn,
+                "ipSetForwardedIpConfig": {
+                    "headerName": VIEWER_ADDRESS,
+                    "position": "FIRST",
+                    "fallbackBehavior": "NO_MATCH",
+                },
+            }
+        }
+        return {"OtherNetworks": ({"notStatement": {"statement": named}}, 403), "OldTls": (old, 403)}
 
-def _rules(settings: Settings) -> list[waf.CfnWebACL.RuleProperty]:
-    own = {"TooManyRequests": (_too_many(settings), 429), "LongBodies": (_long_bodies(), 413)}
+
+def _rules(
+    settings: Settings, known: Mapping[str, tuple[Json, int]], behind_edge: bool
+) -> list[waf.CfnWebACL.RuleProperty]:
+    own = {
+        **known,
+        "TooManyRequests": (_too_many(settings, behind_edge), 429),
+        "LongBodies": (_long_bodies(), 413),
+    }
     rules = [
         waf.CfnWebACL.RuleProperty(
             name=name,
@@ -158,13 +205,13 @@ def _rules(settings: Settings) -> list[waf.CfnWebACL.RuleProperty]:
     return rules
 
 
-def _too_many(settings: Settings) -> Json:
+def _too_many(settings: Settings, behind_edge: bool) -> Json:
+    limit = {"limit": settings.requests_per_5_minutes, "evaluationWindowSec": 300}
+    if not behind_edge:
+        return {"rateBasedStatement": {**limit, "aggregateKeyType": "IP"}}
+    forwarded = {"headerName": VIEWER_ADDRESS, "fallbackBehavior": "MATCH"}
     return {
-        "rateBasedStatement": {
-            "limit": settings.requests_per_5_minutes,
-            "evaluationWindowSec": 300,
-            "aggregateKeyType": "IP",
-        }
+        "rateBasedStatement": {**limit, "aggregateKeyType": "FORWARDED_IP", "forwardedIpConfig": forwarded}
     }
 
 

@@ -103,6 +103,9 @@ class GatesStack(Stack):
         )
 
     def _reach(self, environment: Environment, network: NetworkStack, tracking: TrackingStack) -> None:
+        network.let_out(self._group, "Python packages, the source of the release, CloudWatch Logs")
+        if environment.exposure == "cloudfront":
+            return  # there a gate comes in as everybody does
         port = ec2.Port.HTTPS if environment.https else ec2.Port.HTTP
         self._group.connections.allow_to(tracking.balancer, port, "Gates to the load balancer")
         if environment.exposure == "internet-facing":
@@ -122,7 +125,6 @@ class GatesStack(Stack):
                 acknowledge(
                     rule, "One address, this network's own NAT gateway; cdk-nag cannot see it yet.", "EC23"
                 )
-        network.let_out(self._group, "Python packages, the source of the release, CloudWatch Logs")
 
 
 def _sign_in_variables(tokens: Tokens | None, users: MlflowUsers | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elb
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from stages.access import SignIn, default_action, protect
@@ -16,6 +17,7 @@ from stages.access_logs import access_log_bucket
 from stages.containers import add_sidecar, own_secrets
 from stages.data import DataStack
 from stages.domain import Domain
+from stages.edge import distribution
 from stages.findings import acknowledge
 from stages.firewall import Firewall
 from stages.mlflow_task import MlflowTask
@@ -70,7 +72,8 @@ class TrackingStack(Stack):
         self.balancer = self._load_balancer()
         # A certificate is issued for a name of its owner's, never for a load balancer's own.
         own_name = self.balancer.load_balancer_dns_name
-        self.url = f"https://{settings.host_name}" if settings.host_name else f"http://{own_name}"
+        self._host = settings.host_name or (self._edge() if settings.exposure == "cloudfront" else own_name)
+        self.url = f"{'https' if settings.encrypted else 'http'}://{self._host}"
         service = self._service()
         self._connect(service)
         targets = self._listen(service)
@@ -79,7 +82,14 @@ class TrackingStack(Stack):
         service_alarms(self, prefix, service, self.balancer, targets)
         CfnOutput(self, "Url", value=self.url, description="Point MLFLOW_TRACKING_URI here")
         if settings.guard:
-            Firewall(self, "Firewall", prefix=prefix, settings=settings.guard, balancer=self.balancer)
+            Firewall(
+                self,
+                "Firewall",
+                prefix=prefix,
+                settings=settings.guard,
+                balancer=self.balancer,
+                behind_edge=self._through_edge() if settings.exposure == "cloudfront" else None,
+            )
         if data.users:
             CfnOutput(
                 self,
@@ -118,6 +128,16 @@ class TrackingStack(Stack):
         balancer.log_access_logs(access_log_bucket(self, "BalancerLogs", self._settings.logs.days))
         return balancer
 
+    def _edge(self) -> str:
+        """Put CloudFront before the load balancer; the name that it gives."""
+        logs = access_log_bucket(self, "EdgeLogs", self._settings.logs.days, s3.ObjectOwnership.OBJECT_WRITER)
+        return distribution(self, self._prefix, self.balancer, logs).distribution_domain_name
+
+    def _through_edge(self) -> list[str]:
+        """Who may come in through CloudFront: the settings' networks, and the gates, which leave through NAT."""
+        nat = [f"{address}/32" for address in self._network.nat_addresses]
+        return [*self._settings.ingress_cidrs, *nat]
+
     def _service(self) -> ecs.FargateService:
         settings = self._settings
         cluster = ecs.Cluster(
@@ -145,7 +165,7 @@ class TrackingStack(Stack):
             ports=[PORT],
             environment={
                 "ARTIFACTS_DESTINATION": self._data.artifacts.destination,
-                "MLFLOW_SERVER_ALLOWED_HOSTS": settings.host_name or self.balancer.load_balancer_dns_name,
+                "MLFLOW_SERVER_ALLOWED_HOSTS": self._host,
                 "WORKERS": str(settings.workers),
                 **self._data.database.client,
                 **settings.variables,
@@ -251,6 +271,11 @@ class TrackingStack(Stack):
                 default_action=elb.ListenerAction.forward([targets]),
                 open=False,
             )
+        if self._settings.cloudfront_prefix_list:
+            # All of CloudFront, of which this VPC's own distribution alone has a way in.
+            edge = ec2.Peer.prefix_list(self._settings.cloudfront_prefix_list)
+            self.balancer.connections.allow_from(edge, ec2.Port.HTTP, "CloudFront")
+            return targets
         for cidr in self._settings.ingress_cidrs:
             port = ec2.Port.HTTPS if https else ec2.Port.HTTP
             self.balancer.connections.allow_from(ec2.Peer.ipv4(cidr), port, "Named in ingress_cidrs")

@@ -12,6 +12,7 @@ from rehearsal.resources.password_rotation import RotationSchedule, SecretTarget
 from rehearsal.resources.service import (
     Alarm,
     Cluster,
+    Distribution,
     Listener,
     ListenerRule,
     LoadBalancer,
@@ -26,6 +27,7 @@ from rehearsal.resources.user_pool import Named, UserPool, UserPoolClient
 def providers() -> Mapping[str, Provider]:
     """A provider for every type that is rehearsed."""
     return {
+        "AWS::CloudFront::Distribution": Distribution(),
         "AWS::CloudWatch::Alarm": Alarm(),
         "AWS::CodeBuild::Project": BuildProject(),
         "AWS::CodePipeline::Pipeline": Pipeline(),

@@ -142,9 +142,9 @@ class Environment(Network, SignIn, Compute, Table):
         """Without NAT nothing leaves the private subnets but calls to AWS's APIs."""
         if self.has_nat:
             return self
-        if self.exposure == "internet-facing":
+        if self.on_the_internet:
             raise ValueError(
-                'nat_gateways = 0: with exposure = "internet-facing" the gates go out to the load balancer\'s public'
+                f'nat_gateways = 0: with exposure = "{self.exposure}" the gates go out to the environment\'s public'
                 ' addresses; give at least one, or set exposure to "internal"'
             )
         if self.signs_in_at_balancer:

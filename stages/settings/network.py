@@ -9,6 +9,14 @@ from pydantic import Field, model_validator
 from stages.settings.fields import Table, between, ipv4_network, matching
 from stages.settings.sentences import shown
 
+PrefixListId = Annotated[
+    str,
+    matching(
+        r"pl-[0-9a-f]{8,17}",
+        'paste the id of a list of addresses that AWS keeps in the region, such as "pl-6da54004" (docs/settings.md says how'
+        " to look it up)",
+    ),
+]
 SubnetId = Annotated[
     str, matching(r"subnet-[0-9a-f]{8,17}", 'write a subnet\'s id, such as "subnet-0a1b2c3d"')
 ]
@@ -52,17 +60,7 @@ class Network(Table):
     cidr: Annotated[str, ipv4_network(smallest=20, largest=16)] | None = None
     availability_zones: Annotated[int, between(2, 3, "a number of zones")] | None = None
     nat_gateways: Annotated[int, between(0, 3, "a number of NAT gateways")] | None = None
-    s3_prefix_list: (
-        Annotated[
-            str,
-            matching(
-                r"pl-[0-9a-f]{8,17}",
-                "paste the id of the region's list of S3's addresses, such as \"pl-6da54004\" (docs/settings.md says how to"
-                " look it up)",
-            ),
-        ]
-        | None
-    ) = None
+    s3_prefix_list: PrefixListId | None = None
     vpc: ExistingVpc | None = None
 
     @property
@@ -127,7 +125,8 @@ class Firewall(Table):
 class Exposure(Table):
     """The load balancer's side of the outside."""
 
-    exposure: Literal["internal", "internet-facing"]
+    exposure: Literal["internal", "internet-facing", "cloudfront"]
+    cloudfront_prefix_list: PrefixListId | None = None
     certificate_arn: (
         Annotated[
             str,
@@ -149,9 +148,19 @@ class Exposure(Table):
         return self.certificate_arn is not None or self.hosted_zone is not None
 
     @property
+    def encrypted(self) -> bool:
+        """Whether clients speak HTTPS, to the load balancer or to CloudFront before it."""
+        return self.https or self.exposure == "cloudfront"
+
+    @property
+    def on_the_internet(self) -> bool:
+        """Whether strangers can knock."""
+        return self.exposure != "internal"
+
+    @property
     def guard(self) -> Firewall | None:
         """The firewall: always on the internet, inside a network where the settings want one."""
-        return self.firewall or (Firewall() if self.exposure == "internet-facing" else None)
+        return self.firewall or (Firewall() if self.on_the_internet else None)
 
     @model_validator(mode="after")
     def _names_and_networks_fit(self) -> Exposure:
@@ -167,15 +176,30 @@ class Exposure(Table):
                 f'host_name = "{self.host_name}": is not in hosted_zone.name = "{self.hosted_zone.name}"; take a name that'
                 " ends in it"
             )
-        if self.exposure == "internet-facing":
-            if not self.https:
+        if self.exposure == "cloudfront":
+            for name in ("certificate_arn", "host_name", "hosted_zone"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f'{name}: is of no use with exposure = "cloudfront", which is for environments without a domain;'
+                        ' remove it, or set exposure to "internet-facing"'
+                    )
+        if (self.exposure == "cloudfront") != (self.cloudfront_prefix_list is not None):
+            raise ValueError(
+                "cloudfront_prefix_list: is missing; the load balancer admits CloudFront's addresses alone, so name the list"
+                " of them"
+                if self.cloudfront_prefix_list is None
+                else f'cloudfront_prefix_list = "{self.cloudfront_prefix_list}": is of use with exposure = "cloudfront"'
+                " only; remove it"
+            )
+        if self.on_the_internet:
+            if not self.encrypted:
                 raise ValueError(
                     'exposure = "internet-facing": plain HTTP is not put on the internet; add certificate_arn or'
                     " hosted_zone"
                 )
             if not self.ingress_cidrs:
                 raise ValueError(
-                    "ingress_cidrs = []: an internet-facing load balancer without clients is of no use; name the"
-                    " networks that may reach it"
+                    "ingress_cidrs = []: an environment on the internet without clients is of no use; name the networks"
+                    " that may reach it"
                 )
         return self

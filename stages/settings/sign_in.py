@@ -74,10 +74,15 @@ class SignIn(Exposure):
     @model_validator(mode="after")
     def _sign_in_fits(self) -> SignIn:
         if self.auth == "none":
-            if self.exposure == "internet-facing":
+            if self.on_the_internet:
+                choice = (
+                    '"mlflow-basic"'
+                    if self.exposure == "cloudfront"
+                    else '"oidc", "cognito" or "mlflow-basic"'
+                )
                 raise ValueError(
-                    'exposure = "internet-facing": with auth = "none" whoever finds it may read and delete everything;'
-                    ' set auth to "oidc", "cognito" or "mlflow-basic", or exposure to "internal"'
+                    f'exposure = "{self.exposure}": with auth = "none" whoever finds it may read and delete everything;'
+                    f' set auth to {choice}, or exposure to "internal"'
                 )
             if EVERYBODY in self.ingress_cidrs:
                 raise ValueError(
@@ -85,11 +90,16 @@ class SignIn(Exposure):
                     " name the networks that may reach the load balancer, or set auth"
                 )
         elif self.auth == "mlflow-basic":
-            if not self.https:
+            if not self.encrypted:
                 raise ValueError(
                     'auth = "mlflow-basic": each request has its user\'s password with it, which could be read on the way'
                     " over plain HTTP; add host_name, and certificate_arn or hosted_zone"
                 )
+        elif self.exposure == "cloudfront":
+            raise ValueError(
+                f'auth = "{self.auth}": the load balancer signs people in over HTTPS alone, for which it has no certificate'
+                ' behind CloudFront; set auth to "mlflow-basic", or add a domain and set exposure to "internet-facing"'
+            )
         elif not self.https:
             raise ValueError(
                 f'auth = "{self.auth}": over plain HTTP tokens and sessions could be read on the way, and the load'

@@ -90,7 +90,7 @@ def public_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory
     return synthesized_dev(content, tmp_path_factory.mktemp("public")).platform("dev")
 
 
-S3_PREFIX_LIST = "pl-6da54004"
+S3_PREFIX_LIST, CLOUDFRONT_PREFIX_LIST = "pl-6da54004", "pl-4fa04526"
 
 SECRET = "arn:aws:secretsmanager:eu-west-1:222222222222:secret:"
 
@@ -145,6 +145,20 @@ def zone_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
         "auth": "cognito",
     }
     return synthesized_dev(content, tmp_path_factory.mktemp("zone")).platform("dev")
+
+
+@pytest.fixture(scope="session")
+def edge_platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Dev on the internet without a domain."""
+    content = settings.model_dump()
+    content["environments"]["dev"] |= {
+        "exposure": "cloudfront",
+        "cloudfront_prefix_list": CLOUDFRONT_PREFIX_LIST,
+        "ingress_cidrs": ["198.51.100.0/24"],
+        "auth": "mlflow-basic",
+        "smoke_demo": False,
+    }
+    return synthesized_dev(content, tmp_path_factory.mktemp("edge")).platform("dev")
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def _ways(platform: Platform) -> Iterator[tuple[Reach, tuple[Rule, ...]]]:
                             yield (who.name, whom.name, rule.port), (rule, let_in)
     for let_in in into:
         for whom in everything:
-            if let_in.group in whom.groups and re.search(r"/\d+$", let_in.other):
+            if let_in.group in whom.groups and re.search(r"/\d+$|^pl-", let_in.other):
                 yield (let_in.other, whom.name, let_in.port), (let_in,)
 
 

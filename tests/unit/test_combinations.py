@@ -15,8 +15,15 @@ WRONG: list[tuple[Pair, str]] = [
     ((("exposure", "internet-facing"), ("auth", "none")), "whoever finds it may read and delete everything"),
     (
         (("exposure", "internet-facing"), ("network", "endpoints")),
-        "the gates go out to the load balancer's public addresses",
+        "the gates go out to the environment's public addresses",
     ),
+    (
+        (("exposure", "cloudfront"), ("network", "endpoints")),
+        "the gates go out to the environment's public addresses",
+    ),
+    ((("exposure", "cloudfront"), ("auth", "none")), "whoever finds it may read and delete everything"),
+    ((("exposure", "cloudfront"), ("auth", "cognito")), "signs people in over HTTPS alone"),
+    ((("exposure", "cloudfront"), ("auth", "oidc")), "signs people in over HTTPS alone"),
     (
         (("auth", "cognito"), ("network", "endpoints")),
         "ask the provider for keys and tokens, on the internet",

@@ -12,7 +12,7 @@ from pathlib import Path
 from stages.endpoints import APIS
 
 from .assembly import ROOT, Json, Platform, as_list, attributes, of_type
-from .conftest import S3_PREFIX_LIST, VPC
+from .conftest import CLOUDFRONT_PREFIX_LIST, S3_PREFIX_LIST, VPC
 from .reachability import (
     EVERYWHERE,
     INTERNET,
@@ -136,11 +136,21 @@ def test_who_can_reach_whom_on_the_internet(public_platform: Platform) -> None:
     assert reach(public_platform) == within(443) | out | clients
 
 
+def test_who_can_reach_whom_through_cloudfront(edge_platform: Platform) -> None:
+    """The load balancer admits CloudFront's addresses and nobody else, gates included."""
+    inside = {way for way in within(80) if way[1] != "balancer"}
+    assert reach(edge_platform) == inside | all_to(INTERNET) | {(CLOUDFRONT_PREFIX_LIST, "balancer", 80)}
+
+
 def test_no_rule_is_of_no_use(
-    platform: Platform, public_platform: Platform, endpoint_platform: Platform, guest_platform: Platform
+    platform: Platform,
+    public_platform: Platform,
+    endpoint_platform: Platform,
+    guest_platform: Platform,
+    edge_platform: Platform,
 ) -> None:
     """A rule without its other half is a mistake, or was forgotten."""
-    for anywhere in (platform, public_platform, endpoint_platform, guest_platform):
+    for anywhere in (platform, public_platform, endpoint_platform, guest_platform, edge_platform):
         assert not rules_of_no_use(anywhere)
 
 

@@ -221,6 +221,14 @@ def test_the_nearest_declaration_of_a_variable_wins(room: Room) -> None:
     assert "spec project action codebuild" in log.splitlines()
 
 
+def test_a_package_repository_that_is_declared_alone_is_not_asked(room: Room) -> None:
+    """Nothing answers there: packages come from where this machine gets them."""
+    variable = {"Name": "PACKAGES", "Value": "mlflow-dev"}
+    commands = ['echo "[${PACKAGES:-no repository}]"']
+    log = room.run({"build": commands}, project={"Environment": {"EnvironmentVariables": [variable]}})
+    assert "[no repository]" in log.splitlines()
+
+
 def test_a_build_knows_itself(room: Room) -> None:
     log = room.run({"build": ['echo "$CODEBUILD_BUILD_ID"', 'test "$CODEBUILD_SRC_DIR" = "$PWD"']})
     assert "check:Build-Check" in log.splitlines()

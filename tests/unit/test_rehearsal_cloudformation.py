@@ -23,6 +23,7 @@ from rehearsal.cloudformation import (
     StackFailed,
     UnreadableStack,
 )
+from rehearsal.resources import providers
 from rehearsal.resources.declared import Declared
 
 ACCOUNT, REGION, STACK = "222222222222", "eu-west-1", "mlflow-dev-data"
@@ -418,3 +419,10 @@ def test_a_stack_that_another_version_left_is_refused_with_the_mend(deployments:
         UnreadableStack, match=r"left by another version of the rehearsal.* `make down` removes it"
     ):
         list(deployments.anew().stacks())
+
+
+def test_cloudfront_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    cloudformation = CloudFormation(tmp_path, Accounts(tmp_path), providers(), Declared())
+    template = {"Resources": {"Edge": {"Type": "AWS::CloudFront::Distribution", "Properties": {}}}}
+    with pytest.raises(StackFailed, match='rehearse with exposure = "internal"'):
+        cloudformation.deploy(ACCOUNT, REGION, STACK, template, print)

@@ -68,6 +68,7 @@ SNAPSHOT_MEND = (
     "name the snapshot as RDS and a refused rollback show it, such as"
     ' "mlflow-dev-database-0584bdc529eb-20261121-120000"'
 )
+THROUGH_CLOUDFRONT = 'exposure = "cloudfront"\ncloudfront_prefix_list = "pl-4fa04526"\n'
 WITHOUT_NAT = 'nat_gateways = 0\ns3_prefix_list = "pl-6da54004"\n'
 OWN_NETWORK = 'cidr = "10.10.0.0/16"\navailability_zones = 2\nnat_gateways = 1\n'
 
@@ -232,6 +233,43 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
             "environments.dev.firewall.requests_per_5_minutes = 10: give requests of one address from 100 to 100000",
         ),
         (
+            'exposure = "internal"',
+            'exposure = "cloudfront"',
+            "environments.dev.cloudfront_prefix_list: is missing; the load balancer admits CloudFront's addresses alone, so"
+            " name the list of them",
+        ),
+        (
+            'exposure = "internal"',
+            'exposure = "internal"\ncloudfront_prefix_list = "pl-4fa04526"',
+            'environments.dev.cloudfront_prefix_list = "pl-4fa04526": is of use with exposure = "cloudfront" only;'
+            " remove it",
+        ),
+        (
+            'exposure = "internal"',
+            f"{THROUGH_CLOUDFRONT}{CERTIFICATE}",
+            'environments.dev.certificate_arn: is of no use with exposure = "cloudfront", which is for environments without'
+            ' a domain; remove it, or set exposure to "internet-facing"',
+        ),
+        (
+            'exposure = "internal"\ningress_cidrs = []',
+            f'{THROUGH_CLOUDFRONT}auth = "mlflow-basic"\n',
+            "environments.dev.ingress_cidrs = []: an environment on the internet without clients is of no use; name the"
+            " networks that may reach it",
+        ),
+        (
+            'exposure = "internal"\ningress_cidrs = []',
+            f'{THROUGH_CLOUDFRONT}ingress_cidrs = ["198.51.100.0/24"]\n',
+            'environments.dev.exposure = "cloudfront": with auth = "none" whoever finds it may read and delete everything;'
+            ' set auth to "mlflow-basic", or exposure to "internal"',
+        ),
+        (
+            'exposure = "internal"\ningress_cidrs = []',
+            f'{THROUGH_CLOUDFRONT}ingress_cidrs = ["198.51.100.0/24"]\nauth = "cognito"\n',
+            'environments.dev.auth = "cognito": the load balancer signs people in over HTTPS alone, for which it has no'
+            ' certificate behind CloudFront; set auth to "mlflow-basic", or add a domain and set exposure to'
+            ' "internet-facing"',
+        ),
+        (
             f'{OWN_NETWORK}exposure = "internal"\ningress_cidrs = []',
             f'{vpc()}{CERTIFICATE}auth = "cognito"\ningress_cidrs = ["198.51.100.0/24"]\n'
             'exposure = "internet-facing"',
@@ -302,7 +340,7 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         (
             'exposure = "internal"',
             'exposure = "public"',
-            'environments.dev.exposure = "public": give "internal" or "internet-facing"',
+            'environments.dev.exposure = "public": give "internal", "internet-facing" or "cloudfront"',
         ),
         ("tasks = 2", 'tasks = "2"', 'environments.dev.tasks = "2": write a whole number, without quotes'),
         ("tasks = 2", "tasks = 2.5", "environments.dev.tasks = 2.5: write a whole number, without quotes"),
@@ -445,14 +483,14 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         (
             "nat_gateways = 1",
             'nat_gateways = 0\ns3_prefix_list = "s3"',
-            "environments.dev.s3_prefix_list = \"s3\": paste the id of the region's list of S3's addresses, such as"
-            ' "pl-6da54004" (docs/settings.md says how to look it up)',
+            'environments.dev.s3_prefix_list = "s3": paste the id of a list of addresses that AWS keeps in the region, such'
+            ' as "pl-6da54004" (docs/settings.md says how to look it up)',
         ),
         (
             'nat_gateways = 1\nexposure = "internal"\ningress_cidrs = []',
             f'{WITHOUT_NAT}{CERTIFICATE}auth = "cognito"\ningress_cidrs = ["198.51.100.0/24"]\n'
             'exposure = "internet-facing"',
-            'environments.dev.nat_gateways = 0: with exposure = "internet-facing" the gates go out to the load balancer\'s'
+            'environments.dev.nat_gateways = 0: with exposure = "internet-facing" the gates go out to the environment\'s'
             ' public addresses; give at least one, or set exposure to "internal"',
         ),
         (
@@ -463,7 +501,7 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         ),
         (
             "nat_gateways = 1\n",
-            f'{WITHOUT_NAT}sidecars = [{{ name = "agent", memory = 64, image = "public.ecr.aws/datadog/agent:7.60.0" }}]\n',
+            f'{WITHOUT_NAT}sidecars = [{{ name = "agent", image = "public.ecr.aws/datadog/agent:7.60.0", memory = 64 }}]\n',
             'environments.dev.sidecars: "public.ecr.aws/datadog/agent:7.60.0": cannot be pulled without NAT gateways; copy'
             " the image to a registry of yours, ACCOUNT.dkr.ecr.eu-west-1.amazonaws.com",
         ),
@@ -503,7 +541,7 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         (
             'exposure = "internal"',
             f'exposure = "internet-facing"\n{CERTIFICATE}',
-            "environments.dev.ingress_cidrs = []: an internet-facing load balancer without clients is of no use; name the"
+            "environments.dev.ingress_cidrs = []: an environment on the internet without clients is of no use; name the"
             " networks that may reach it",
         ),
         (
