@@ -22,7 +22,8 @@ from moto.rds.responses import RDSResponse
 from moto.secretsmanager.models import secretsmanager_backends
 
 from rehearsal.accounts import account_directory
-from rehearsal.postgres import Postgres, PostgresError
+from rehearsal.database_server import DatabaseServerError
+from rehearsal.databases import opened
 from rehearsal.processes import ProcessRegistry
 from rehearsal.snapshots import describe, managed_secret, snapshot_files, write
 
@@ -38,7 +39,10 @@ def answer_rds(state: Path) -> None:
     def create_db_snapshot(self: Any) -> ActionResult:
         wanted, instance = self.params["DBSnapshotIdentifier"], self.params["DBInstanceIdentifier"]
         account = directory(self)
-        server = Postgres(account / "databases" / instance, ProcessRegistry(state / "processes"))
+        files = account / "databases" / instance
+        if not files.exists():
+            raise DBInstanceNotFoundError(instance)
+        server = opened(files, ProcessRegistry(state / "processes"))
         if not server.running:
             raise DBInstanceNotFoundError(instance)
         if describe(account, wanted):
@@ -49,7 +53,7 @@ def answer_rds(state: Path) -> None:
             "DBSnapshotIdentifier": wanted,
             "DBSnapshotArn": f"arn:aws:rds:{self.region}:{self.current_account}:snapshot:{wanted}",
             "DBInstanceIdentifier": instance,
-            "Engine": "postgres",
+            "Engine": server.engine,
             "MasterUsername": secret["username"],
             "SnapshotType": "manual",
             "SnapshotCreateTime": datetime.now(UTC).isoformat(),
@@ -64,7 +68,7 @@ def answer_rds(state: Path) -> None:
             try:
                 server.copy_to(files, user=secret["username"], password=secret["password"])
                 entry["Status"] = "available"
-            except PostgresError:
+            except DatabaseServerError:
                 log.exception("snapshot %s of %s failed", wanted, instance)
                 entry["Status"] = "failed"
             write(files, entry)

@@ -24,12 +24,12 @@ from operations.containers import Engine, NoEngine
 from rehearsal.accounts import Accounts, account_directory
 from rehearsal.build import Builder
 from rehearsal.cloudformation import CloudFormation, Interrupted, Stack
+from rehearsal.database_server import remove_files
 from rehearsal.engine import choose, chosen, remove_labelled, usable_engine
 from rehearsal.executions import AUTOMATED_ROLLBACK, PUSH, START, Executions, Record
 from rehearsal.host import HostClient, HostError
 from rehearsal.images import ImageStore
 from rehearsal.pipeline import Execution, Mutated, Say, export, pipeline_of
-from rehearsal.postgres import Postgres
 from rehearsal.processes import ProcessRegistry
 from rehearsal.report import Report, declared_types, table
 from rehearsal.resources import providers
@@ -461,7 +461,7 @@ class Rehearsal:
         for stack in self.cloudformation.stacks():
             for resource in stack.resources.values():
                 if resource.type == "AWS::RDS::DBInstance":
-                    names.append(f"postgres-{resource.physical.id}")
+                    names.append(f"database-{resource.physical.id}")
                 if resource.type == "AWS::ECS::Service":
                     names.append("host")
         return names
@@ -482,7 +482,7 @@ class Rehearsal:
         self._remove_containers()
         for kept in ("databases", "snapshots"):
             for server in self._state.glob(f"accounts/*/{kept}/*"):
-                Postgres(server, self._processes).remove()
+                remove_files(server)
         return count
 
     def _remove_containers(self) -> None:

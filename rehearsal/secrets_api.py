@@ -1,4 +1,4 @@
-"""RotateSecret of Secrets Manager: the hosted rotation of a PostgreSQL user's password, on its real server.
+"""RotateSecret of Secrets Manager: the hosted rotation of a database user's password, on its real server.
 
 moto's own only calls Lambda functions, and none runs here. Its request parsing and its IAM stay in front. The steps are
 those of AWS's function for one user (create, set, test, finish), each a moment after the one before, so that a server
@@ -17,10 +17,13 @@ import uuid
 from typing import Any
 
 import psycopg
+import pymysql
 from moto.secretsmanager.exceptions import InvalidRequestException
 from moto.secretsmanager.models import FakeSecret, SecretsManagerBackend
 from moto.secretsmanager.responses import SecretsManagerResponse
 from psycopg import sql
+
+from rehearsal import mariadb
 
 log = logging.getLogger(__name__)
 
@@ -61,28 +64,36 @@ def _rotate(backend: SecretsManagerBackend, secret: FakeSecret, version: str) ->
             pending = {**current, "password": _password()}
             backend.put_secret_value(secret.arn, json.dumps(pending), "", version, ["AWSPENDING"])
             time.sleep(STEP_SECONDS)
-            with _connect(current) as connection:
-                user, password = sql.Identifier(current["username"]), sql.Literal(pending["password"])
-                connection.execute(sql.SQL("ALTER USER {} WITH PASSWORD {}").format(user, password))
+            _sign_in(current, new_password=pending["password"])
             time.sleep(STEP_SECONDS)
-            _connect(pending).close()
+            _sign_in(pending)
             time.sleep(STEP_SECONDS)
             made = secret.versions[version]
             made["version_stages"] = ["AWSCURRENT"]
             secret.reset_default_version(made, version)
-        except (psycopg.Error, LookupError):
+        except (psycopg.Error, pymysql.Error, LookupError):
             log.exception("the password in %s was not rotated", secret.name)
 
 
-def _connect(to: dict[str, Any]) -> psycopg.Connection:
-    return psycopg.connect(
-        host=to["host"],
-        port=to["port"],
-        user=to["username"],
-        password=to["password"],
-        dbname=to["dbname"],
+def _sign_in(held: dict[str, Any], new_password: str | None = None) -> None:
+    """Sign in as the user of a secret, and change its password, if there is a new one."""
+    user = held["username"]
+    if held["engine"] == "mysql":
+        with mariadb.connect(held["port"], user, held["password"], held["dbname"]) as server:
+            if new_password:
+                server.cursor().execute("SET PASSWORD = PASSWORD(%s)", (new_password,))
+        return
+    with psycopg.connect(
+        host=held["host"],
+        port=held["port"],
+        user=user,
+        password=held["password"],
+        dbname=held["dbname"],
         autocommit=True,
-    )
+    ) as connection:
+        if new_password:
+            change = sql.SQL("ALTER USER {} WITH PASSWORD {}")
+            connection.execute(change.format(sql.Identifier(user), sql.Literal(new_password)))
 
 
 def _password() -> str:

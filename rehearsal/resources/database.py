@@ -1,4 +1,4 @@
-"""RDS: an instance is a real PostgreSQL server; its managed master password lies in Secrets Manager."""
+"""RDS: an instance is a real server, MySQL being MariaDB; its managed master password lies in Secrets Manager."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import json
 import secrets
 
 from rehearsal.cloudformation import Physical, Place, Properties, Resource, ResourceFailed
-from rehearsal.postgres import Postgres
+from rehearsal.database_server import DatabaseServer
+from rehearsal.databases import ENGINES, opened
 from rehearsal.processes import ProcessRegistry
 from rehearsal.snapshots import describe, managed_secret, snapshot_files
 
 
-def database_server(place: Place, identifier: str) -> Postgres:
+def database_server(place: Place, identifier: str) -> DatabaseServer:
     """The server of an instance."""
-    return Postgres(place.directory / "databases" / identifier, ProcessRegistry(place.state / "processes"))
+    return opened(place.directory / "databases" / identifier, ProcessRegistry(place.state / "processes"))
 
 
 class DatabaseInstance:
-    """AWS::RDS::DBInstance with the engine postgres, new or from a snapshot. Class, storage, standby are declared."""
+    """AWS::RDS::DBInstance with the engine postgres or mysql, new or from a snapshot.
+
+    Class, storage, standby are declared.
+    """
 
     def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
         """Make and start a server, its database and the secret of its master user."""
-        if properties["Engine"] != "postgres":
-            raise ResourceFailed(f"engine {properties['Engine']} is not rehearsed; PostgreSQL is")
+        kind = ENGINES.get(properties["Engine"])
+        if kind is None:
+            raise ResourceFailed(
+                f"engine {properties['Engine']} is not rehearsed; {' and '.join(ENGINES)} are"
+            )
         if not properties.get("ManageMasterUserPassword"):
             raise ResourceFailed(
                 "only a master password that RDS manages is rehearsed (ManageMasterUserPassword)"
             )
         identifier = properties.get("DBInstanceIdentifier") or place.name(logical_id).lower()
         password = secrets.token_urlsafe(24)
-        server = database_server(place, identifier)
+        server = kind(place.directory / "databases" / identifier, ProcessRegistry(place.state / "processes"))
         origin = properties.get("DBSnapshotIdentifier")
         try:
             if origin:
@@ -54,7 +61,7 @@ class DatabaseInstance:
             },
         )
 
-    def _restore(self, place: Place, server: Postgres, snapshot: str, password: str) -> str:
+    def _restore(self, place: Place, server: DatabaseServer, snapshot: str, password: str) -> str:
         """Start the server from a snapshot, and return its master user, which the snapshot brings."""
         found = describe(place.directory, snapshot)
         if found is None or found["Status"] != "available":
@@ -62,6 +69,8 @@ class DatabaseInstance:
                 f"there is no snapshot {snapshot} in this account that could be restored; `aws rds"
                 " describe-db-snapshots` lists them"
             )
+        if found["Engine"] != server.engine:
+            raise ResourceFailed(f"snapshot {snapshot} is of {found['Engine']}, and this is {server.engine}")
         user = str(found["MasterUsername"])
         server.restore(snapshot_files(place.directory, snapshot), user=user, password=password)
         return user

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from rehearsal.cloudformation import Physical, Place, Properties, Resource, ResourceFailed
+from rehearsal.ports import LOOPBACK
 from rehearsal.resources.database import database_server
 
 
@@ -18,13 +19,14 @@ class SecretTargetAttachment:
                 f"a secret of {properties['TargetType']} is not rehearsed; of an instance it is"
             )
         identifier = properties["TargetId"]
+        server = database_server(place, identifier)
         _write(
             place,
             properties["SecretId"],
             {
-                "engine": "postgres",
-                "host": "127.0.0.1",
-                "port": database_server(place, identifier).port,
+                "engine": server.engine,
+                "host": LOOPBACK,
+                "port": server.port,
                 "dbInstanceIdentifier": identifier,
             },
         )
@@ -52,8 +54,10 @@ class RotationSchedule:
     def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
         """Tell Secrets Manager, which begins with a first rotation."""
         wanted = properties.get("HostedRotationLambda", {}).get("RotationType")
-        if wanted != "PostgreSQLSingleUser":
-            raise ResourceFailed(f"rotation {wanted} is not rehearsed; PostgreSQLSingleUser is")
+        if wanted not in ("PostgreSQLSingleUser", "MySQLSingleUser"):
+            raise ResourceFailed(
+                f"rotation {wanted} is not rehearsed; PostgreSQLSingleUser and MySQLSingleUser are"
+            )
         place.client("secretsmanager").rotate_secret(
             SecretId=properties["SecretId"],
             RotationRules=properties["RotationRules"],

@@ -66,6 +66,12 @@ QUICK = (
 )
 """Edits that make a rehearsal short without touching what is drilled."""
 
+BEFORE_PROD = (
+    Edit("pipeline_app.py", '        deploy("dev")\n        deploy("staging")\n', ""),
+    # There is no environment before it to tell of.
+    Edit("pipeline_app.py", """ ({exported(staging, LOAD, 'VERDICT')})""", ""),
+    Edit("pipeline_app.py", """{exported(staging, MIGRATE, 'SCHEMA')}""", "not known."),
+)
 CLIENT_PAUSE_SECONDS = 1.0
 """Some ten requests a second: the pipeline builds and deploys on the same machine beside them."""
 
@@ -99,6 +105,26 @@ class Rollover:
     """Task ids of each environment, before."""
     release: Release
     clients: dict[str, Client]
+
+
+def alone(environment: str) -> tuple[Edit, ...]:
+    """The pipeline has this environment only, and the smoke tests that ask the server alone: who takes this has no use for
+    the others."""
+    stage = environment.title()
+    without_prod = (
+        Edit(
+            "pipeline_app.py",
+            '        deploy("dev")\n        deploy("staging")\n',
+            f'        deploy("{environment}")\n',
+        ),
+        Edit("pipeline_app.py", '{settings.name}-staging"', f'{{settings.name}}-{environment}"'),
+        Edit("pipeline_app.py", '        deploy("prod")\n', ""),
+    )
+    return (
+        *(BEFORE_PROD if environment == "prod" else without_prod),
+        Edit("pipeline_app.py", '("Dev", "Staging", "Prod")', f'("{stage}",)'),
+        Edit("smoke_tests/buildspec.yml", "pytest smoke_tests ", "pytest smoke_tests/test_server.py "),
+    )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from stages.gates import load_parameter
 from stages.settings import load_settings
 
 from .client import Client
-from .conftest import CLIENT_PAUSE_SECONDS, QUICK, a_workspace
+from .conftest import CLIENT_PAUSE_SECONDS, QUICK, a_workspace, alone
 from .figures import drill
 from .watch import Watch
 from .workspace import Edit, Workspace, wait_until
@@ -39,37 +39,11 @@ SLOW_SECONDS = 0.1
 LEAK_MIB = 128
 """What such a request leaves behind: fourteen are too many for a task of any environment, six for one of dev."""
 
-BEFORE_PROD = (
-    Edit("pipeline_app.py", '        deploy("dev")\n        deploy("staging")\n', ""),
-    # There is no environment before it to tell of.
-    Edit("pipeline_app.py", """ ({exported(staging, LOAD, 'VERDICT')})""", ""),
-    Edit("pipeline_app.py", """{exported(staging, MIGRATE, 'SCHEMA')}""", "not known."),
-)
 CRASHES = Edit(
     "mlflow_image/entrypoint.py",
     "def serve() -> None:\n",
     'def serve() -> None:\n    sys.exit("This server gives up at once.")\n',
 )
-
-
-def _alone(environment: str) -> tuple[Edit, ...]:
-    """The pipeline has this environment only, and the smoke tests that ask the server alone: no bad release here gets as far
-    as the others and is stopped by them."""
-    stage = environment.title()
-    without_prod = (
-        Edit(
-            "pipeline_app.py",
-            '        deploy("dev")\n        deploy("staging")\n',
-            f'        deploy("{environment}")\n',
-        ),
-        Edit("pipeline_app.py", '{settings.name}-staging"', f'{{settings.name}}-{environment}"'),
-        Edit("pipeline_app.py", '        deploy("prod")\n', ""),
-    )
-    return (
-        *(BEFORE_PROD if environment == "prod" else without_prod),
-        Edit("pipeline_app.py", '("Dev", "Staging", "Prod")', f'("{stage}",)'),
-        Edit("smoke_tests/buildspec.yml", "pytest smoke_tests ", "pytest smoke_tests/test_server.py "),
-    )
 
 
 def _instead(behaviour: str) -> Edit:
@@ -200,7 +174,7 @@ FAULTS = (
 @pytest.fixture(scope="module", params=["dev", "staging", "prod"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     name: str = request.param
-    with a_workspace(request, f"{name} alone", *QUICK, *_alone(name)) as workspace:
+    with a_workspace(request, f"{name} alone", *QUICK, *alone(name)) as workspace:
         release = workspace.rehearse(f"A good release in {name}", approve=True)
         assert release.status == 0, release.output
         yield Place(name, workspace, release.environments[name]["url"])

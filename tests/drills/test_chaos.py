@@ -176,7 +176,7 @@ def test_frozen_database(service: Service) -> None:
     before = set(service.tasks())
     with Drill("database frozen", service) as drill, ThreadPoolExecutor(STUCK) as pool:
         frozen = time.monotonic()
-        with service.frozen("postgres-"):
+        with service.frozen("database-"):
             stuck = [pool.submit(_search, service) for _ in range(STUCK)]
             while time.monotonic() < frozen + OUTAGE_SECONDS:
                 assert _health(service) == 200

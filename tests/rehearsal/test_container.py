@@ -17,7 +17,7 @@ from operations.containers import Engine, NoEngine, find_engine
 from stages.settings import Settings
 
 from . import test_image_entrypoint as entrypoint
-from .mariadb import PROGRAM, MariaDB
+from .mariadb import NEEDS_MARIADB, MariaDB
 from .test_image_entrypoint import PASSWORD, Postgres, Task, free_port
 
 postgres, s3 = entrypoint.postgres, entrypoint.s3
@@ -170,7 +170,7 @@ def test_it_migrates_and_serves_postgresql(run: Run, postgres: Postgres) -> None
 
 
 @pytest.mark.mariadb
-@pytest.mark.skipif(not PROGRAM, reason="mariadbd is not installed: apt-get install mariadb-server-core")
+@NEEDS_MARIADB
 def test_it_migrates_and_serves_mariadb(run: Run) -> None:
     mariadb = MariaDB()
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rehearsal.postgres import _home
+from rehearsal.database_server import home
 from rehearsal.run import Rehearsal
 
 
@@ -15,8 +15,8 @@ def test_databases_and_snapshots_are_deleted(tmp_path: Path, kept: str) -> None:
     """For root, PostgreSQL's files are outside the state folder, which is deleted anyway."""
     directory = tmp_path / ".rehearsal" / "accounts" / "222222222222-eu-west-1" / kept / "one"
     directory.mkdir(parents=True)
-    home = _home(directory)
-    (home / "data").mkdir(parents=True)
+    files = home(directory)
+    (files / "data").mkdir(parents=True)
     Rehearsal(tmp_path, approve=None).down()
-    assert not home.exists()
+    assert not files.exists()
     assert not directory.exists()

@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import sessionmaker
 
-from .mariadb import PROGRAM, MariaDB
+from .mariadb import NEEDS_MARIADB, MariaDB
 from .test_image_entrypoint import (
     ENTRYPOINT,
     IMAGE,
@@ -119,7 +119,7 @@ def test_a_statement_has_its_time(postgres: Postgres, template: str, start: Star
 
 
 @pytest.mark.mariadb
-@pytest.mark.skipif(not PROGRAM, reason="mariadbd is not installed: apt-get install mariadb-server")
+@NEEDS_MARIADB
 def test_a_frozen_mariadb_holds_no_request_for_ever(s3: dict[str, str]) -> None:
     mariadb = MariaDB()
     tasks: list[Task] = []
@@ -128,7 +128,7 @@ def test_a_frozen_mariadb_holds_no_request_for_ever(s3: dict[str, str]) -> None:
         tasks.append(Task({**variables, "MIGRATE_WITHOUT_SNAPSHOT": "true"}, [*ENTRYPOINT, "migrate"]))
         assert tasks[0].ends(300) == 0, tasks[0].output
         tasks.append(Task(variables, patched(SHORT)))
-        outlives_a_freeze(tasks[1].wait_healthy(), mariadb.process.pid)
+        outlives_a_freeze(tasks[1].wait_healthy(), mariadb.pid)
         with mariadb.connect() as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT count(*) FROM information_schema.processlist WHERE db = 'frozen' AND command = 'Sleep'"

@@ -10,19 +10,16 @@ from typing import Any
 import pymysql
 import pytest
 
-from .mariadb import PASSWORD, PROGRAM, MariaDB
+from rehearsal.mariadb import connect
+
+from .mariadb import MASTER, NEEDS_MARIADB, PASSWORD, MariaDB
 from .test_image_entrypoint import ENTRYPOINT, IMAGE, Task
 
 sys.path.insert(0, str(IMAGE))
 
 import database
 
-pytestmark = [
-    pytest.mark.mariadb,
-    pytest.mark.skipif(
-        not PROGRAM, reason="mariadbd is not installed: apt-get install mariadb-server, or your system's own"
-    ),
-]
+pytestmark = [pytest.mark.mariadb, NEEDS_MARIADB]
 HEAD = database.image_revision()
 WORKSPACES, ANALYTICS = "1b5f0d9ad7c1", "75868b020152"  # MLflow's two migrations with the most statements
 BEFORE = "c8d9e0f1a2b3"  # the one before both
@@ -63,7 +60,7 @@ from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
 engine = sqlalchemy.create_engine(
     "mysql+pymysql://mlflow@127.0.0.1:{mariadb.port}/{name}?charset=utf8mb4",
-    connect_args={{"password": {PASSWORD!r}.encode()}})
+    connect_args={{"password": {PASSWORD!r}.encode(), "ssl": {{"check_hostname": False}}}})
 Base.metadata.create_all(engine)
 config = _get_alembic_config("")
 with engine.begin() as connection:
@@ -192,20 +189,14 @@ def test_the_servers_own_user(mariadb: MariaDB, run: Run) -> None:
     name, other = "own_user", "ownXuser"  # in a grant _ stands for any character
     for made in (name, other):
         mariadb.create(made)
-    setup = {"DATABASE_SETUP_USER": "master", "DATABASE_SETUP_PASSWORD": PASSWORD}
+    setup = {"DATABASE_SETUP_USER": MASTER, "DATABASE_SETUP_PASSWORD": PASSWORD}
     for password in ("first ü'\\\"%", "that of today"):
         own = {"DATABASE_USER": "own_user", "DATABASE_PASSWORD": password}
         task = run(name, [*ENTRYPOINT, "migrate"], **own, **setup, **GO)
         assert task.ends(300) == 0, task.output
         assert password not in task.output
         with (
-            pymysql.connect(
-                host="127.0.0.1",
-                port=mariadb.port,
-                user="own_user",
-                password=password.encode(),
-                database=name,
-            ) as connection,
+            connect(mariadb.port, "own_user", password, name) as connection,
             connection.cursor() as cursor,
         ):
             cursor.execute("SELECT count(*) FROM experiments")
@@ -220,6 +211,4 @@ def test_the_servers_own_user(mariadb: MariaDB, run: Run) -> None:
                     cursor.execute(forbidden)
                 assert error.value.args[0] in (1044, 1142, 1227), error.value
     with pytest.raises(pymysql.err.OperationalError):
-        pymysql.connect(
-            host="127.0.0.1", port=mariadb.port, user="own_user", password=b"first \xc3\xbc'\\\"%"
-        )
+        connect(mariadb.port, "own_user", "first ü'\\\"%")

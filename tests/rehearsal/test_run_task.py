@@ -25,6 +25,8 @@ from psycopg import sql
 from operations.migrate import migrate
 from rehearsal.accounts import Accounts, Key
 from rehearsal.cloudformation import CloudFormation, StackFailed
+from rehearsal.database_server import remove_files
+from rehearsal.databases import opened
 from rehearsal.images import Image, ImageStore
 from rehearsal.processes import ProcessRegistry
 from rehearsal.resources import providers
@@ -229,18 +231,11 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
         for host in state.glob("accounts/*/host/processes"):
             ProcessRegistry(host).stop_all(3)
         for folder in state.glob("accounts/*/databases/*"):
-            remove_server(folder, registry)
+            opened(folder, registry).remove()
         registry.stop_all(3)
         for copy in state.glob("accounts/*/snapshots/*"):
-            remove_server(copy, registry)
+            remove_files(copy)
     assert not registry.alive()
-
-
-def remove_server(folder: Path, registry: ProcessRegistry) -> None:
-    """For root, the files are elsewhere, too."""
-    from rehearsal.postgres import Postgres
-
-    Postgres(folder, registry).remove()
 
 
 @pytest.fixture
