@@ -18,7 +18,7 @@ MINUTES ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit compliance check test drills bad-releases other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit compliance check test drills first-drills other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -70,32 +70,32 @@ compliance: synth ## Write anew what docs/compliance.md counts
 check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cdk-nag, cfn-lint, unit tests
 	@$(MAKE) --no-print-directory -j2 lint unit cfn-lint
 
-# What each drill measured is in .drills.jsonl. They wait more than they compute: the tests of the rehearsal, the bad releases
-# and all the other drills go side by side on two cores.
+# What each drill measured is in .drills.jsonl. They wait more than they compute: the tests of the rehearsal, the first drills
+# and all the others go side by side on two cores.
 DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
-BAD_RELEASES := tests/drills/test_bad_releases.py
+FIRST_DRILLS := tests/drills/test_bad_releases.py tests/drills/test_mysql.py
 
 test: venv synth ## All tests: unit, rehearsal, drills (about 40 minutes); what needs a missing program is skipped
 	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/unit
 	@rm -f .drills.jsonl
-	@$(MAKE) --no-print-directory -j3 bad-releases other-drills rehearsal-tests
+	@$(MAKE) --no-print-directory -j3 first-drills other-drills rehearsal-tests
 
 drills: venv synth ## The drills alone: what is broken on purpose, in the pipeline, a service, the image
 	@rm -f .drills.jsonl
-	@$(MAKE) --no-print-directory -j2 bad-releases other-drills
+	@$(MAKE) --no-print-directory -j2 first-drills other-drills
 
-bad-releases: # of every kind, in every environment
-	@$(DRILLING) $(BAD_RELEASES)
+first-drills: # bad releases of every kind, in every environment; MySQL
+	@$(DRILLING) $(FIRST_DRILLS)
 
 rehearsal-tests:
 	@$(DRILLING) tests/matrix tests/rehearsal
 
 other-drills:
-	@$(DRILLING) tests/drills --ignore=$(BAD_RELEASES)
+	@$(DRILLING) tests/drills $(FIRST_DRILLS:%=--ignore=%)
 
-mariadb: venv ## The image's migrations on a real MariaDB, which pip does not give
-	@PATH="$$PATH:/usr/sbin:/usr/libexec"; for program in mariadbd my_print_defaults; do command -v $$program >/dev/null || { echo "$$program is missing: install MariaDB (Debian: apt-get install mariadb-server-core mariadb-client-core; macOS: brew install mariadb)"; exit 1; }; done
-	@$(BIN)/python -m pytest tests/rehearsal -m mariadb
+mariadb: venv synth ## The image's migrations and a rehearsed environment on a real MariaDB, which pip does not give
+	@$(BIN)/python -c 'import sys; from rehearsal import mariadb; it = mariadb.missing(); sys.exit(f"{it} is missing: {mariadb.INSTALL}" if it else 0)'
+	@ASSEMBLY=cdk.out $(BIN)/python -m pytest tests/rehearsal tests/drills -m mariadb
 
 browser: venv ## The sign-in with a real browser, which pip does not give
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { echo "Chromium and its driver are missing: install them (Debian: apt-get install chromium chromium-driver)"; exit 1; }
