@@ -61,6 +61,25 @@ print(json.dumps({
 }))
 """
 
+LITTLE_MIB = 400
+"""Less than any task has, so that there is less to carry: a server at rest takes about 200."""
+
+THERE_AND_BACK = """
+import filecmp, os, sys
+from pathlib import Path
+from mlflow import MlflowClient
+block, size, folder = os.urandom(2**20), int(sys.argv[1]), Path(sys.argv[2])
+sent, back = folder / "sent", folder / "back"
+with sent.open("wb") as file:
+    for number in range(size):
+        file.write(number.to_bytes(4, "big") + block[4:])
+back.mkdir()
+client = MlflowClient()
+run = client.create_run("0").info.run_id
+client.log_artifact(run, str(sent))
+assert filecmp.cmp(sent, client.download_artifacts(run, "sent", str(back)), shallow=False)
+"""
+
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
@@ -167,6 +186,30 @@ def test_it_migrates_and_serves_postgresql(run: Run, postgres: Postgres) -> None
     server.process.terminate()
     assert server.ends() == 0, server.output
     assert PASSWORD not in migrated.output + server.output
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param("true", id="in-parts"), pytest.param("false", id="in-one-stream")]
+)
+def test_an_artifact_larger_than_its_memory(run: Run, postgres: Postgres, tmp_path: Path, way: str) -> None:
+    """There and back with MLflow's client: in parts that go to the bucket by presigned URLs, and through the server."""
+    variables = postgres.variables(postgres.create(f"large_{way}"))
+    migrated = run({**variables, "MIGRATE_WITHOUT_SNAPSHOT": "true"}, "migrate")
+    assert migrated.ends(300) == 0, migrated.output
+    server = run(variables, arguments=(f"--memory={LITTLE_MIB}m",)).wait_healthy()
+    command = [sys.executable, "-c", THERE_AND_BACK, str(LITTLE_MIB + 50), str(tmp_path)]
+    multipart = {
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": way,
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": way,
+        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": str(LITTLE_MIB * 2**20),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.port}",
+    }
+    carried = subprocess.run(
+        command, env={**os.environ, **multipart}, capture_output=True, text=True, timeout=600
+    )
+    assert carried.returncode == 0, f"{carried.stdout}{carried.stderr}\n{server.output[-4000:]}"
+    parts = "/mlflow-artifacts/mpu/complete/" in server.output
+    assert parts == (way == "true"), server.output[-4000:]
 
 
 @pytest.mark.mariadb
