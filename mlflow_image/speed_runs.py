@@ -1,7 +1,8 @@
-"""Reads the metrics, parameters and tags of runs as plain rows.
+"""Reads the metrics, parameters and tags of runs as plain rows, on PostgreSQL all of them at once.
 
 MLflow has SQLAlchemy make a tracked object of each of them, 2500 for a hundred runs, reads it once and throws it away.
-The statements stay the same, and so does the order of what they find.
+The conditions stay the same, and so does the order of what they find. MLflow then asks for the runs' datasets and
+models, which most have none of: whether there are any, the one statement tells too.
 """
 
 from typing import Any
@@ -15,6 +16,19 @@ from sqlalchemy.orm import Session, object_session
 CHILDREN = ("latest_metrics", "params", "tags")
 AT_ONCE = 500  # runs in one statement, as SQLAlchemy's own loader has it
 KEPT = "platform_rows"  # in a session's `info`
+LINKS = "platform_links"  # there too: of each run that was read, the kinds of links to datasets and models
+DATASET, MODEL_INPUT, MODEL_OUTPUT = "RUN", "RUN_INPUT", "RUN_OUTPUT"  # as MLflow's table `inputs` has them
+
+ALL_AT_ONCE = """
+SELECT 'latest_metrics', run_uuid, key, value, is_nan, timestamp, step, NULL
+FROM latest_metrics WHERE run_uuid = ANY(%(runs)s)
+UNION ALL SELECT 'params', run_uuid, key, NULL, NULL, NULL, NULL, value FROM params WHERE run_uuid = ANY(%(runs)s)
+UNION ALL SELECT 'tags', run_uuid, key, NULL, NULL, NULL, NULL, value FROM tags WHERE run_uuid = ANY(%(runs)s)
+UNION ALL SELECT destination_type, destination_id, NULL, NULL, NULL, NULL, NULL, NULL
+FROM inputs WHERE destination_type = 'RUN' AND destination_id = ANY(%(runs)s)
+UNION ALL SELECT source_type, source_id, NULL, NULL, NULL, NULL, NULL, NULL
+FROM inputs WHERE source_type IN ('RUN_INPUT', 'RUN_OUTPUT') AND source_id = ANY(%(runs)s)
+"""
 
 
 class _Rows:
@@ -54,6 +68,37 @@ def apply() -> None:
     # Nothing of a run is to be loaded along with it.
     SqlAlchemyStore._get_eager_run_query_options = staticmethod(lambda: [])
 
+    datasets, inputs, outputs, all_outputs = (
+        getattr(SqlAlchemyStore, name)
+        for name in ("_get_run_inputs", "_get_model_inputs", "_get_model_outputs", "_get_model_outputs_bulk")
+    )
+
+    def get_run_inputs(store: Any, session: Session, run_uuids: list[str]) -> Any:
+        if _known_without(session, run_uuids, DATASET):
+            return [[] for _ in run_uuids]
+        return datasets(store, session, run_uuids)
+
+    def get_model_inputs(store: Any, run_id: str, session: Session) -> Any:
+        return [] if _known_without(session, [run_id], MODEL_INPUT) else inputs(store, run_id, session)
+
+    def get_model_outputs(store: Any, run_id: str, session: Session) -> Any:
+        return [] if _known_without(session, [run_id], MODEL_OUTPUT) else outputs(store, run_id, session)
+
+    def get_model_outputs_bulk(store: Any, run_ids: list[str], session: Session) -> Any:
+        if _known_without(session, run_ids, MODEL_OUTPUT):
+            return {run_id: [] for run_id in run_ids}
+        return all_outputs(store, run_ids, session)
+
+    SqlAlchemyStore._get_run_inputs = get_run_inputs
+    SqlAlchemyStore._get_model_inputs = get_model_inputs
+    SqlAlchemyStore._get_model_outputs = get_model_outputs
+    SqlAlchemyStore._get_model_outputs_bulk = get_model_outputs_bulk
+
+
+def _known_without(session: Session, runs: list[str], kind: str) -> bool:
+    links: dict[str, set[str]] = session.info.get(LINKS, {})
+    return all(run in links and kind not in links[run] for run in runs)
+
 
 def _unread(run: SqlRun) -> bool:
     return all(name not in run.__dict__ for name in CHILDREN)
@@ -75,11 +120,14 @@ def _read(session: Session, identifiers: list[str]) -> dict[str, dict[str, list[
     found: dict[str, dict[str, list[Any]]] = {
         identifier: {name: [] for name in CHILDREN} for identifier in identifiers
     }
+    if session.connection().dialect.name == "postgresql":
+        _read_at_once(session, found)
+        return found
+    nan = float("nan")
     metric, param, tag = SqlLatestMetric.__table__.c, SqlParam.__table__.c, SqlTag.__table__.c
     metrics = sa.select(
         metric.run_uuid, metric.key, metric.value, metric.is_nan, metric.timestamp, metric.step
     ).where(metric.run_uuid.in_(identifiers))
-    nan = float("nan")
     for run, key, value, is_nan, timestamp, step in session.execute(metrics).all():
         entity = Metric(key=key, value=nan if is_nan else value, timestamp=timestamp, step=step)
         found[run]["latest_metrics"].append(_Made(entity))
@@ -88,3 +136,20 @@ def _read(session: Session, identifiers: list[str]) -> dict[str, dict[str, list[
         for run, key, value in session.execute(rows.where(columns.run_uuid.in_(identifiers))).all():
             found[run][name].append(_Made(make(key=key, value=value)))
     return found
+
+
+def _read_at_once(session: Session, found: dict[str, dict[str, list[Any]]]) -> None:
+    links = session.info.setdefault(LINKS, {})
+    links.update((identifier, set()) for identifier in found)
+    nan = float("nan")
+    rows = session.connection().exec_driver_sql(ALL_AT_ONCE, {"runs": list(found)}).all()
+    for kind, run, key, number, is_nan, timestamp, step, value in rows:
+        if kind == "latest_metrics":
+            entity = Metric(key=key, value=nan if is_nan else number, timestamp=timestamp, step=step)
+            found[run][kind].append(_Made(entity))
+        elif kind == "params":
+            found[run][kind].append(_Made(Param(key=key, value=value)))
+        elif kind == "tags":
+            found[run][kind].append(_Made(RunTag(key=key, value=value)))
+        else:
+            links[run].add(kind)

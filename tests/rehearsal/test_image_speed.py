@@ -112,7 +112,7 @@ def reading(task: Task) -> list[tuple[str, str, object]]:
     )  # fmt: skip
     filters = (
         "", "metrics.odd > 0", "params.long LIKE 'ü%'", "tags.number = '3'", "attributes.status = 'FAILED'",
-        "dataset.name = 'set-1'", "nonsense", "metrics.none > 1",
+        "dataset.name = 'set-1'", "nonsense", "metrics.none > 1", "tags.state = 'running'",
     )  # fmt: skip
     tokens = [
         b64encode(text.encode()).decode() for text in ('{"offset": 3}', '{"offset": 0}', "[]", "{", "7")
