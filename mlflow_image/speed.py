@@ -53,6 +53,12 @@ def _runs(_application: Any) -> None:
     speed_runs.apply()
 
 
+def _search(_application: Any) -> None:
+    import speed_search
+
+    speed_search.apply()
+
+
 def _history(_application: Any) -> None:
     import speed_history
 
@@ -83,19 +89,33 @@ def _artifacts(application: Any) -> None:
     speed_artifacts.apply(application)
 
 
-# The collector comes last, because it freezes what the others have loaded.
+# The search comes before json, which replaces what both were verified for. The collector comes last, because it freezes what
+# the others have loaded.
+JSON = {
+    "mlflow.utils.proto_json_utils:message_to_json": "a9b66a85e21d0f11",
+    "mlflow.utils.proto_json_utils:_mark_int64_fields": "4a16634e0d8ca868",
+    "mlflow.utils.proto_json_utils:_mark_int64_fields_for_proto_maps": "6a48128175d711f8",
+    "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
+    "google.protobuf.json_format:_Printer": "cefb42690467f65a",
+}
 CHANGES = (
     Change(
-        "json",
-        _json,
+        "search",
+        _search,
         {
-            "mlflow.utils.proto_json_utils:message_to_json": "a9b66a85e21d0f11",
-            "mlflow.utils.proto_json_utils:_mark_int64_fields": "4a16634e0d8ca868",
-            "mlflow.utils.proto_json_utils:_mark_int64_fields_for_proto_maps": "6a48128175d711f8",
-            "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
-            "google.protobuf.json_format:_Printer": "cefb42690467f65a",
+            **JSON,
+            "mlflow.server.handlers:_search_runs": "7549b2693d063100",
+            "mlflow.server.handlers:search_runs_impl": "8df9382dd1bbac29",
+            "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
+            "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+            "mlflow.entities.run:Run": "89f7be1c37c9ebef",
+            "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
+            "mlflow.entities.run_inputs:RunInputs": "2b06a71cab845183",
+            "mlflow.entities.run_outputs:RunOutputs": "8103781f0ea423c7",
+            "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",
         },
     ),
+    Change("json", _json, JSON),
     Change(
         "runs",
         _runs,
@@ -113,6 +133,7 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_model_outputs": "469fc35c666741a3",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_model_outputs_bulk": "c4f5e9ee613b396a",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.update_run_info": "14938c2a7fe61092",
+            "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
         },
     ),
     Change(

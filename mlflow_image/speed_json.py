@@ -38,7 +38,11 @@ INTEGERS = {
 STRINGS = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
 
 
-class _LeaveItError(Exception):
+_writers: dict[str, Write] = {}
+_making = threading.RLock()
+
+
+class LeaveItError(Exception):
     """The message holds something that only MLflow's own code writes."""
 
 
@@ -46,25 +50,28 @@ def apply() -> None:
     from mlflow.server import handlers
 
     stock = proto_json_utils.message_to_json
-    writers: dict[str, Write] = {}
-    making = threading.RLock()
 
     def message_to_json(message: Any, *, pretty: bool = True, convert_int64_to_number: bool = True) -> str:
         if pretty and convert_int64_to_number:
-            kind = message.DESCRIPTOR
-            write = writers.get(kind.full_name)
-            if write is None:
-                with making:
-                    write = _message_writer(kind, writers)
             try:
-                return write(message, "\n")
-            except _LeaveItError:
+                return written(message, "\n")
+            except LeaveItError:
                 pass
         text: str = stock(message, pretty=pretty, convert_int64_to_number=convert_int64_to_number)
         return text
 
     proto_json_utils.message_to_json = message_to_json
     handlers.message_to_json = message_to_json
+
+
+def written(message: Any, line: str) -> str:
+    """The message's JSON, each line after the first begun with `line`, or LeaveItError."""
+    kind = message.DESCRIPTOR
+    write = _writers.get(kind.full_name)
+    if write is None:
+        with _making:
+            write = _message_writer(kind, _writers)
+    return write(message, line)
 
 
 def _message_writer(kind: Descriptor, writers: dict[str, Write]) -> Write:
@@ -86,7 +93,7 @@ def _message_writer(kind: Descriptor, writers: dict[str, Write]) -> Write:
                 name, write = long[number]
                 parts.append(name + write(value, inner))
             else:  # an extension
-                raise _LeaveItError
+                raise LeaveItError
         return f"{{{inner}{f',{inner}'.join(parts)}{line}}}" if parts else "{}"
 
     write: Write = write_fields
@@ -143,7 +150,7 @@ def _short_writer(field: FieldDescriptor) -> WriteShort | None:
 
 
 def _leave_it(_value: Any, _line: str) -> str:
-    raise _LeaveItError
+    raise LeaveItError
 
 
 def _string_message(value: Any, _line: str) -> str:
@@ -163,7 +170,7 @@ def _enum_writer(names: dict[int, str]) -> WriteShort:
         try:
             return names[value]
         except KeyError:
-            raise _LeaveItError from None
+            raise LeaveItError from None
 
     return write
 

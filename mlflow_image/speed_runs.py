@@ -8,11 +8,13 @@ models, which most have none of: whether there are any, the one statement tells 
 from typing import Any
 
 import sqlalchemy as sa
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunData, RunTag
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlParam, SqlRun, SqlTag
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.orm import Session, object_session
 
+# What belongs to a run, by the names below: metrics as (key, value, timestamp, step), the others as (key, value).
+Rows = dict[str, list[Any]]
 CHILDREN = ("latest_metrics", "params", "tags")
 AT_ONCE = 500  # runs in one statement, as SQLAlchemy's own loader has it
 KEPT = "platform_rows"  # in a session's `info`
@@ -31,27 +33,44 @@ FROM inputs WHERE source_type IN ('RUN_INPUT', 'RUN_OUTPUT') AND source_id = ANY
 """
 
 
-class _Rows:
-    """What belongs to one run, under the names that MLflow's conversion reads."""
+class RowData(RunData):  # type: ignore[misc]  # MLflow has no types here
+    """A run's data as rows. Entities are made of them when somebody asks for one."""
 
-    def __init__(self, run: SqlRun, children: dict[str, list[Any]]) -> None:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    @classmethod
+    def _properties(cls) -> list[str]:
+        properties: list[str] = RunData._properties()  # by which it is shown and iterated
+        return properties
+
+    def rows(self) -> Rows | None:
+        """What it was made of, unless entities have taken their place, which may have been changed since."""
+        return None if "_tags" in self.__dict__ else self._rows
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("_metric_objs", "_metrics", "_params", "_tags"):
+            raise AttributeError(name)
+        metrics = [
+            Metric(key=key, value=value, timestamp=timestamp, step=step)
+            for key, value, timestamp, step in self._rows["latest_metrics"]
+        ]
+        params = [Param(key=key, value=value) for key, value in self._rows["params"]]
+        super().__init__(metrics, params, [RunTag(key=key, value=value) for key, value in self._rows["tags"]])
+        return self.__dict__[name]
+
+
+class _Named:
+    """A run as MLflow's conversion wants it, but with no more of what belongs to it than a name may come from."""
+
+    latest_metrics = params = ()
+
+    def __init__(self, run: SqlRun, rows: Rows) -> None:
         self._run = run
-        self.latest_metrics, self.params, self.tags = (children[name] for name in CHILDREN)
+        self.tags = [] if run.name else [SqlTag(key=key, value=value) for key, value in rows["tags"]]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
-
-
-class _Made:
-    """A finished entity where MLflow's conversion expects a row's object."""
-
-    __slots__ = ("entity",)
-
-    def __init__(self, entity: Any) -> None:
-        self.entity = entity
-
-    def to_mlflow_entity(self) -> Any:
-        return self.entity
 
 
 def apply() -> None:
@@ -62,7 +81,8 @@ def apply() -> None:
         # What was changed and not written yet is in the objects only.
         if session is None or session.new or session.dirty or session.deleted or not _unread(run):
             return convert(run)
-        return convert(_Rows(run, _children(session, run)))
+        rows = _children(session, run)
+        return Run(convert(_Named(run, rows)).info, RowData(rows))
 
     SqlRun.to_mlflow_entity = to_mlflow_entity
     # Nothing of a run is to be loaded along with it.
@@ -104,7 +124,7 @@ def _unread(run: SqlRun) -> bool:
     return all(name not in run.__dict__ for name in CHILDREN)
 
 
-def _children(session: Session, run: SqlRun) -> dict[str, list[Any]]:
+def _children(session: Session, run: SqlRun) -> Rows:
     """What belongs to the run, read for all runs of the session when the first of them asks, and given out once."""
     kept = session.info.setdefault(KEPT, {})
     if run.run_uuid not in kept:
@@ -112,14 +132,12 @@ def _children(session: Session, run: SqlRun) -> dict[str, list[Any]]:
         identifiers = [other.run_uuid for other in runs if _unread(other)]
         for first in range(0, len(identifiers), AT_ONCE):
             kept.update(_read(session, identifiers[first : first + AT_ONCE]))
-    found: dict[str, list[Any]] = kept.pop(run.run_uuid)
+    found: Rows = kept.pop(run.run_uuid)
     return found
 
 
-def _read(session: Session, identifiers: list[str]) -> dict[str, dict[str, list[Any]]]:
-    found: dict[str, dict[str, list[Any]]] = {
-        identifier: {name: [] for name in CHILDREN} for identifier in identifiers
-    }
+def _read(session: Session, identifiers: list[str]) -> dict[str, Rows]:
+    found: dict[str, Rows] = {identifier: {name: [] for name in CHILDREN} for identifier in identifiers}
     if session.connection().dialect.name == "postgresql":
         _read_at_once(session, found)
         return found
@@ -129,27 +147,23 @@ def _read(session: Session, identifiers: list[str]) -> dict[str, dict[str, list[
         metric.run_uuid, metric.key, metric.value, metric.is_nan, metric.timestamp, metric.step
     ).where(metric.run_uuid.in_(identifiers))
     for run, key, value, is_nan, timestamp, step in session.execute(metrics).all():
-        entity = Metric(key=key, value=nan if is_nan else value, timestamp=timestamp, step=step)
-        found[run]["latest_metrics"].append(_Made(entity))
-    for name, columns, make in (("params", param, Param), ("tags", tag, RunTag)):
+        found[run]["latest_metrics"].append((key, nan if is_nan else value, timestamp, step))
+    for name, columns in (("params", param), ("tags", tag)):
         rows = sa.select(columns.run_uuid, columns.key, columns.value)
         for run, key, value in session.execute(rows.where(columns.run_uuid.in_(identifiers))).all():
-            found[run][name].append(_Made(make(key=key, value=value)))
+            found[run][name].append((key, value))
     return found
 
 
-def _read_at_once(session: Session, found: dict[str, dict[str, list[Any]]]) -> None:
+def _read_at_once(session: Session, found: dict[str, Rows]) -> None:
     links = session.info.setdefault(LINKS, {})
     links.update((identifier, set()) for identifier in found)
     nan = float("nan")
     rows = session.connection().exec_driver_sql(ALL_AT_ONCE, {"runs": list(found)}).all()
     for kind, run, key, number, is_nan, timestamp, step, value in rows:
         if kind == "latest_metrics":
-            entity = Metric(key=key, value=nan if is_nan else number, timestamp=timestamp, step=step)
-            found[run][kind].append(_Made(entity))
-        elif kind == "params":
-            found[run][kind].append(_Made(Param(key=key, value=value)))
-        elif kind == "tags":
-            found[run][kind].append(_Made(RunTag(key=key, value=value)))
+            found[run][kind].append((key, nan if is_nan else number, timestamp, step))
+        elif kind in CHILDREN:
+            found[run][kind].append((key, value))
         else:
             links[run].add(kind)
