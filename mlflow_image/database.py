@@ -8,7 +8,7 @@ one at a time, under a lock in the database itself. A server that starts only lo
 import ast
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -80,6 +80,9 @@ CAUSES: dict[object, str] = {
 }
 
 
+_changes: list[Callable[[Any, dict[str, Any]], None]] = []
+
+
 class DatabaseError(Exception):
     """The database cannot be used as it is. The message is a sentence that says why and what to do."""
 
@@ -109,11 +112,20 @@ def codes(error: DBAPIError) -> set[object]:
     return {getattr(error.orig, "sqlstate", None), *(error.orig.args[:1] if error.orig else ())}
 
 
+def before_connecting(change: Callable[[Any, dict[str, Any]], None]) -> None:
+    """Have `change` see each connection's dialect and parameters before it is opened, once `sign_in` was called.
+
+    SQLAlchemy asks listeners in the order in which they came, and the one that follows a rotation opens the connection
+    itself: nobody is asked after it.
+    """
+    _changes.append(change)
+
+
 def sign_in() -> None:
     """Give every connection that this process opens the password or token of that moment, and MySQL's its limits."""
-    if sa.event.contains(Engine, "do_connect", _give_password):
+    if sa.event.contains(Engine, "do_connect", _prepare):
         return
-    sa.event.listen(Engine, "do_connect", _give_password)
+    sa.event.listen(Engine, "do_connect", _prepare)
     if os.environ.get("DATABASE_ENGINE") == "mysql":
         import mysql  # with PostgreSQL, its driver need not even be there
 
@@ -122,7 +134,9 @@ def sign_in() -> None:
         rotation.follow(secret_arn)
 
 
-def _give_password(dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+def _prepare(dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+    for change in _changes:
+        change(dialect, parameters)
     user = parameters["user"]
     if os.environ.get("DATABASE_SIGN_IN") == "iam" and user == os.environ["DATABASE_USER"]:
         given = iam_sign_in.token(dialect, parameters["host"], parameters["port"], user)

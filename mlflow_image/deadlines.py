@@ -12,10 +12,10 @@ At the worst a request waits for a connection (POOL_SECONDS), finds it dead (CLI
 from typing import Any, TypeVar
 
 import psycopg
+from database import before_connecting
 from failures import plain
 from psycopg.abc import PQGen
-from sqlalchemy import event
-from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import OperationalError, TimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
@@ -43,7 +43,7 @@ def bound() -> None:
     from mlflow.store.db import utils
 
     psycopg.connect = _Connection.connect
-    event.listen(Engine, "do_connect", _bound_mysql, insert=True)
+    before_connecting(_bound_mysql)
     # MLflow takes its pool's class by this name, and has no setting for how long it waits.
     utils.QueuePool = _Pool
     # A store that is opened by its first request would try ten times, for 100 s. `serve` has tried before.
@@ -61,7 +61,7 @@ class _Connection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer within {CLIENT_SECONDS:.0f} s") from None
 
 
-def _bound_mysql(dialect: Dialect, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+def _bound_mysql(dialect: Dialect, parameters: dict[str, Any]) -> None:
     if dialect.driver == "pymysql":
         parameters.update(read_timeout=CLIENT_SECONDS, write_timeout=CLIENT_SECONDS, init_command=MYSQL)
 

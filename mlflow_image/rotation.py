@@ -90,7 +90,7 @@ class Rotation:
 def follow(secret_arn: str) -> None:
     """Make every connection of this process that is refused try again with the rotated password, once.
 
-    It connects itself, so that no listener after it is asked: others are to be put before it (`insert=True`).
+    It connects itself, so that no listener after it is asked (`database.before_connecting`).
     """
     rotation = Rotation(Secret(secret_arn))
 

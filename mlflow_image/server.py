@@ -25,8 +25,6 @@ import failures
 import uvicorn
 import withheld
 from settings import KEYS, Database, Server
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 from uvicorn.supervisors import Multiprocess
 
 # A load balancer reuses a connection until it was idle for its own timeout, 60 s unless configured. Were the
@@ -224,10 +222,11 @@ def _prepare_nothing() -> None:
     change result type"). Each open connection would fail one request after such a migration.
     """
 
-    @event.listens_for(Engine, "do_connect", insert=True)
-    def connect(dialect: Any, _record: Any, _arguments: Any, parameters: Any) -> None:
+    def change(dialect: Any, parameters: dict[str, Any]) -> None:
         if dialect.driver == "psycopg":
             parameters["prepare_threshold"] = None
+
+    database.before_connecting(change)
 
 
 class _Workers(Multiprocess):

@@ -621,6 +621,23 @@ def test_no_secret_is_in_arguments_environments_logs_or_answers(
         assert not [one for one in everything if secret in one]
 
 
+@pytest.mark.parametrize("secret", [pytest.param("", id="fixed"), pytest.param("arn", id="rotated-secret")])
+def test_no_open_connection_fails_when_a_column_is_widened(
+    postgres: Postgres, template: str, start: Start, secret: str
+) -> None:
+    """PostgreSQL refuses a statement that it has prepared once what it returns has changed its type."""
+    name = postgres.create(f"widened_{secret}", template)
+    task = start(name, DATABASE_SECRET_ARN=secret).wait_healthy()
+    read = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    task.post(
+        "/api/2.0/mlflow/experiments/set-experiment-tag", {"experiment_id": "0", "key": "k", "value": "v"}
+    )
+    assert {task.get(read)[0] for _ in range(20)} == {200}
+    with postgres.connect(name) as connection:
+        connection.execute("ALTER TABLE experiment_tags ALTER COLUMN value TYPE VARCHAR(30000)")
+    assert {task.get(read)[0] for _ in range(20)} == {200}, task.output
+
+
 def test_a_rotated_password_is_picked_up_without_a_failed_request(
     postgres: Postgres, template: str, s3: dict[str, str], start: Start
 ) -> None:
