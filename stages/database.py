@@ -24,21 +24,19 @@ from stages.settings.database import Database
 
 def database_key(scope: Construct) -> kms.Key:
     """The key of the database, its snapshots and the master secret."""
-    return kms.Key(
-        scope,
-        "DatabaseKey",
-        description="MLflow database, its snapshots and its master secret",
-        enable_key_rotation=True,
-        removal_policy=RemovalPolicy.RETAIN,
-    )
+    return _kept_key(scope, "DatabaseKey", "MLflow database, its snapshots and its master secret")
 
 
 def database_user_key(scope: Construct) -> kms.Key:
     """The key of the secret of the server's own user: who may use it is no nearer to the master secret."""
+    return _kept_key(scope, "DatabaseUserKey", "MLflow server's database user")
+
+
+def _kept_key(scope: Construct, construct_id: str, description: str) -> kms.Key:
     return kms.Key(
         scope,
-        "DatabaseUserKey",
-        description="MLflow server's database user",
+        construct_id,
+        description=description,
         enable_key_rotation=True,
         removal_policy=RemovalPolicy.RETAIN,
     )

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,6 +158,20 @@ class Platform:
         assert len(found) == 1, f"{self.prefix} has {len(found)} of {type_}"
         return found[0]
 
+    def container(self, stack: str) -> Json:
+        """The one container of the task of a stack, such as `tracking`."""
+        (found,) = self.at(f"{stack}/Task/Definition").properties["ContainerDefinitions"]
+        assert isinstance(found, dict)
+        return found
+
+    def variables(self, stack: str) -> dict[str, str]:
+        """What that container's environment says, secrets aside."""
+        return {one["Name"]: one["Value"] for one in self.container(stack)["Environment"]}
+
+    def secrets(self, stack: str) -> dict[str, str]:
+        """Where each of that container's secrets comes from."""
+        return {one["Name"]: one["ValueFrom"] for one in self.container(stack)["Secrets"]}
+
     def permissions(self, role: str) -> list[tuple[str, str, Json]]:
         """What the role at a path may do, as (action, resource, condition), from its inline and managed policies."""
         declared = self.at(role)
@@ -175,6 +190,20 @@ class Platform:
             for action in as_list(statement["Action"])
             for resource in as_list(statement["Resource"])
         ]
+
+
+def assert_valid(templates: Iterable[Path], empty: Path) -> None:
+    """Let cfn-lint look at them by the repository's rules, in an empty folder: else it adds the assembly of `make synth`."""
+    program = str(Path(sys.executable).with_name("cfn-lint"))
+    rules = ["--config-file", str(ROOT / ".cfnlintrc.yaml"), "--non-zero-exit-code", "error"]
+    done = subprocess.run(
+        [program, *rules, "--template", *map(str, templates)],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def of_type(resources: list[Resource], type_: str) -> list[Resource]:

@@ -37,8 +37,7 @@ def test_of_an_existing_bucket_the_server_may_touch_its_folder_alone(
     settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     dev = synthesized(settings, tmp_path_factory, bucket="data-lake", prefix="teams/mlflow", key_arn=KEY)
-    (container,) = dev.at("tracking/Task/Definition").properties["ContainerDefinitions"]
-    given = {variable["Name"]: variable["Value"] for variable in container["Environment"]}
+    given = dev.variables("tracking")
     assert given["ARTIFACTS_DESTINATION"] == "s3://data-lake/teams/mlflow"
     granted = {
         (action, resource)

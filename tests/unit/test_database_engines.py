@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from stages.settings import Settings
 
-from .assembly import Assembly, Platform, Resource
+from .assembly import Assembly, Platform, Resource, assert_valid
 from .conftest import SNAPSHOT, synthesized_dev
 
 INSTANCE = {"instance_class": "m7g.large", "storage_gib": 50, "min_capacity": None, "max_capacity": None}
@@ -69,17 +67,7 @@ def running(dev: Platform) -> list[Resource]:
 
 
 def test_templates_are_valid(assembly_of: Assembly, tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("cfn-lint")
-    rules = ["--non-zero-exit-code", "error", "--ignore-checks", "E3703", "W3005"]  # as in .cfnlintrc.yaml
-    # In an empty folder: the repository's configuration would add the assembly of `make synth`.
-    done = subprocess.run(
-        [program, *rules, "--template", *map(str, assembly_of.templates)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_valid(assembly_of.templates, tmp_path)
 
 
 def test_it_is_encrypted_and_its_password_is_kept_by_rds(database: Resource) -> None:
@@ -163,9 +151,8 @@ def test_its_own_user_s_password_is_rotated(dev: Platform, database: Resource) -
 def test_both_tasks_reach_it_and_no_one_else(dev: Platform, database: Resource) -> None:
     mysql = "mysql" in dev.settings.database.engine
     port = 3306 if mysql else 5432
-    for path in ("tracking/Task/Definition", "migration/Task/Definition"):
-        (container,) = dev.at(path).properties["ContainerDefinitions"]
-        given = {variable["Name"]: variable["Value"] for variable in container["Environment"]}
+    for stack in ("tracking", "migration"):
+        given = dev.variables(stack)
         assert given["DATABASE_ENGINE"] == ("mysql" if mysql else "postgresql")
         assert given["DATABASE_SSLMODE"] == "require"
         assert given["DATABASE_HOST"].startswith(f"<{database.path}.Endpoint")
@@ -203,8 +190,7 @@ def test_the_migration_may_take_snapshots_of_it_alone(dev: Platform, database: R
     assert database.path in own.pop()
     snapshots = [place for action, place, _ in dev.permissions("migration/TaskRole") if place.endswith(names)]
     assert all(f":{resource}:" in place for place in snapshots)
-    (container,) = dev.at("migration/Task/Definition").properties["ContainerDefinitions"]
-    given = {variable["Name"]: variable["Value"] for variable in container["Environment"]}
+    given = dev.variables("migration")
     assert given["DATABASE_CLUSTER" if cluster else "DATABASE_INSTANCE"] == f"<{database.path}>"
 
 

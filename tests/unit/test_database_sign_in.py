@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from rehearsal.task_definition import TaskDefinition
 from stages.settings import Settings
 from stages.settings.database import Database
 
-from .assembly import ROOT, Assembly, Json, Platform, Resource, of_type
+from .assembly import ROOT, Assembly, Platform, Resource, assert_valid, of_type
 from .conftest import synthesized_dev
 from .test_database_engines import CLUSTER, INSTANCE
 
@@ -46,20 +44,6 @@ def server(platform: Platform) -> Resource:
     return found
 
 
-def container(platform: Platform, stack: str) -> Json:
-    (found,) = platform.at(f"{stack}/Task/Definition").properties["ContainerDefinitions"]
-    assert isinstance(found, dict)
-    return found
-
-
-def variables(platform: Platform, stack: str) -> dict[str, str]:
-    return {one["Name"]: one["Value"] for one in container(platform, stack)["Environment"]}
-
-
-def secrets(platform: Platform, stack: str) -> set[str]:
-    return {one["Name"] for one in container(platform, stack)["Secrets"]}
-
-
 def actions(platform: Platform, role: str) -> set[str]:
     return {action for action, _, _ in platform.permissions(role)}
 
@@ -79,7 +63,7 @@ def test_there_is_no_password_to_keep_to_read_or_to_rotate(by_token: Platform) -
     for stack, role in TASKS.items():
         assert "secretsmanager:GetSecretValue" not in actions(by_token, role)
         set_up = {"DATABASE_SETUP_USER", "DATABASE_SETUP_PASSWORD"} if stack == "migration" else set()
-        assert {name for name in secrets(by_token, stack) if name.startswith("DATABASE_")} == set_up
+        assert {name for name in by_token.secrets(stack) if name.startswith("DATABASE_")} == set_up
 
 
 def test_each_task_may_be_that_one_user_of_that_one_server(by_token: Platform) -> None:
@@ -100,14 +84,14 @@ def test_each_task_may_be_that_one_user_of_that_one_server(by_token: Platform) -
 
 def test_the_image_is_told_how_it_signs_in(by_token: Platform) -> None:
     for stack in TASKS:
-        given = variables(by_token, stack)
+        given = by_token.variables(stack)
         assert (given["DATABASE_SIGN_IN"], given["DATABASE_USER"]) == ("iam", "mlflow_server_iam")
         assert given["DATABASE_SSLMODE"] == "require", "a token travels as it is"
         assert ("DATABASE_OWNER" in given) is (stack == "migration")
-    assert variables(by_token, "migration")["DATABASE_OWNER"] == "mlflow_server"
+    assert by_token.variables("migration")["DATABASE_OWNER"] == "mlflow_server"
     described = (ROOT / "mlflow_image" / "settings.py").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| ([A-Z_]+)", described, re.MULTILINE))
-    assert set(variables(by_token, "migration")) <= documented
+    assert set(by_token.variables("migration")) <= documented
 
 
 def test_tasks_of_the_release_before_keep_their_roles_until_they_are_gone(
@@ -138,16 +122,7 @@ def test_only_the_database_opens_to_its_tasks(by_token: Platform) -> None:
 
 
 def test_templates_are_valid(assembly_by_token: Assembly, tmp_path: Path) -> None:
-    program = str(Path(sys.executable).with_name("cfn-lint"))
-    rules = ["--config-file", str(ROOT / ".cfnlintrc.yaml"), "--non-zero-exit-code", "error"]
-    done = subprocess.run(
-        [program, *rules, "--template", *map(str, assembly_by_token.templates)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_valid(assembly_by_token.templates, tmp_path)
 
 
 def test_a_password_that_is_not_there_is_not_rotated(settings: Settings) -> None:

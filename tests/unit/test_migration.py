@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import yaml
 from operations.migrate import CONTAINER, STREAM_PREFIX, VARIABLES
 from stages.settings import Settings
 
-from .assembly import ROOT, Assembly, Json, Platform, Resource
+from .assembly import ROOT, Assembly, Json, Platform, Resource, assert_valid
 from .conftest import ALLOWED_REVISION, SNAPSHOT
 from .test_tracking import documented_variables, variables
 
@@ -30,13 +28,7 @@ OF_EVERY_BUILD = ("codebuild:", "ec2:", "kms:", "logs:Create", "logs:Put", "s3:G
 
 @pytest.fixture
 def container(platform: Platform) -> Json:
-    return only_container(platform, "migration")
-
-
-def only_container(platform: Platform, stack: str) -> Json:
-    (container,) = platform.at(f"{stack}/Task/Definition").properties["ContainerDefinitions"]
-    assert isinstance(container, dict)
-    return container
+    return platform.container("migration")
 
 
 def secrets(container: Json) -> dict[str, str]:
@@ -52,13 +44,13 @@ def build_variables(platform: Platform) -> dict[str, str]:
 
 
 def test_the_task_migrates_with_the_service_s_own_image(platform: Platform, container: Json) -> None:
-    service = only_container(platform, "tracking")
+    service = platform.container("tracking")
     assert container["Image"] == service["Image"]
     assert (container["Command"], service["Command"]) == (["migrate"], ["serve"])
 
 
 def test_the_task_meets_the_service_s_own_database(platform: Platform, container: Json) -> None:
-    service = only_container(platform, "tracking")
+    service = platform.container("tracking")
     given = variables(container)
     address = {"DATABASE_ENGINE", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME", "DATABASE_SSLMODE"}
     assert {name: given[name] for name in address} == {name: variables(service)[name] for name in address}
@@ -291,7 +283,7 @@ def test_service_and_migration_turn_to_the_restored_database(
     restored_platform: Platform, new: Resource
 ) -> None:
     for stack in ("migration", "tracking"):
-        container = only_container(restored_platform, stack)
+        container = restored_platform.container(stack)
         assert variables(container)["DATABASE_HOST"] == f"<{new.path}.Endpoint.Address>"
         assert variables(container)["DATABASE_PORT"] == f"<{new.path}.Endpoint.Port>"
         known = {
@@ -310,12 +302,12 @@ def test_service_and_migration_turn_to_the_restored_database(
 
 
 def test_the_migration_is_told_what_was_decided(restored_platform: Platform, new: Resource) -> None:
-    given = variables(only_container(restored_platform, "migration"))
+    given = variables(restored_platform.container("migration"))
     assert given["ALLOW_BREAKING_MIGRATION"] == ALLOWED_REVISION
     assert given["DATABASE_RESTORED_FROM"] == SNAPSHOT
     assert given["DATABASE_INSTANCE"] == f"<{new.path}>"
     for name in ("ALLOW_BREAKING_MIGRATION", "DATABASE_RESTORED_FROM"):
-        assert name not in variables(only_container(restored_platform, "tracking"))
+        assert name not in variables(restored_platform.container("tracking"))
 
 
 def test_its_snapshots_and_alarms_are_those_of_the_restored_database(
@@ -343,16 +335,8 @@ def test_its_snapshots_and_alarms_are_those_of_the_restored_database(
     assert set(watched) == {f"<{new.path}>"}
 
 
-def test_a_restored_environment_has_no_lint(restored: Assembly) -> None:
+def test_a_restored_environment_has_no_lint(restored: Assembly, tmp_path: Path) -> None:
     """cdk-nag looked at it when it was synthesized; this is CloudFormation's own linter."""
-    templates = [str(template) for template in restored.templates]
+    templates = list(restored.templates)
     assert len(templates) == 5
-    program = str(Path(sys.executable).with_name("cfn-lint"))
-    configuration = ["--config-file", str(ROOT / ".cfnlintrc.yaml"), "--non-zero-exit-code", "error"]
-    done = subprocess.run(
-        [program, *configuration, "--template", *templates],
-        cwd=restored.directory,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_valid(templates, tmp_path)

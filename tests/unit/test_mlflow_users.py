@@ -4,21 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .assembly import Json, Platform, of_type
-
-
-def container(platform: Platform, stack: str) -> Json:
-    (found,) = platform.at(f"{stack}/Task/Definition").properties["ContainerDefinitions"]
-    assert isinstance(found, dict)
-    return found
-
-
-def variables(platform: Platform, stack: str) -> dict[str, str]:
-    return {one["Name"]: one["Value"] for one in container(platform, stack)["Environment"]}
-
-
-def secrets(platform: Platform, stack: str) -> dict[str, str]:
-    return {one["Name"]: one["ValueFrom"] for one in container(platform, stack)["Secrets"]}
+from .assembly import Platform, of_type
 
 
 def test_passwords_are_generated_under_a_key_of_their_own(basic_platform: Platform) -> None:
@@ -34,12 +20,12 @@ def test_passwords_are_generated_under_a_key_of_their_own(basic_platform: Platfo
 
 
 def test_the_server_is_given_both_and_the_migration_none(basic_platform: Platform) -> None:
-    given = secrets(basic_platform, "tracking")
+    given = basic_platform.secrets("tracking")
     assert given["MLFLOW_AUTH_ADMIN_PASSWORD"] == "<data/Users/Admin>:password::"
     assert given["GATE_PASSWORD"] == "<data/Users/Gates>:password::"
     for stack in ("tracking", "migration"):
-        assert variables(basic_platform, stack)["SIGN_IN"] == "basic"
-    assert not [name for name in secrets(basic_platform, "migration") if not name.startswith("DATABASE_")]
+        assert basic_platform.variables(stack)["SIGN_IN"] == "basic"
+    assert not [name for name in basic_platform.secrets("migration") if not name.startswith("DATABASE_")]
 
 
 def test_gates_sign_in_as_their_own_user_and_read_no_other_password(basic_platform: Platform) -> None:
@@ -65,6 +51,6 @@ def test_the_load_balancer_lets_everybody_through_to_mlflow(basic_platform: Plat
 
 def test_nobody_else_has_users(platform: Platform) -> None:
     for stack in ("tracking", "migration"):
-        assert "SIGN_IN" not in variables(platform, stack)
-    assert "MLFLOW_AUTH_ADMIN_PASSWORD" not in secrets(platform, "tracking")
+        assert "SIGN_IN" not in platform.variables(stack)
+    assert "MLFLOW_AUTH_ADMIN_PASSWORD" not in platform.secrets("tracking")
     assert not [one for one in platform.resources if one.path.startswith("data/Users")]
