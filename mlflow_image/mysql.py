@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from database import DatabaseError, value
+from database import DatabaseError, before_connecting, value
 from sqlalchemy.dialects.mysql import LONGTEXT, MEDIUMTEXT
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
 # "It is there already" and "it is gone already", of the statement during which the process was killed.
@@ -49,11 +49,12 @@ def sign_in() -> None:
         if mode == "require":
             context.verify_mode = ssl.CERT_NONE
 
-    @sa.event.listens_for(Engine, "do_connect")
-    def connect(_dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+    def change(_dialect: Any, parameters: dict[str, Any]) -> None:
         parameters["connect_timeout"] = 5
         if context:
             parameters["ssl"] = context
+
+    before_connecting(change)
 
 
 def check_charset(connection: Connection) -> None:
