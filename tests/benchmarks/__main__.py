@@ -10,14 +10,15 @@ import json
 import sys
 from pathlib import Path
 
+from .failed import stopping
 from .places import BenchmarkFailed
 from .plan import FULL, QUICK
-from .report import failures, write
+from .report import write
 from .run import benchmark, say
 
 
 def main() -> int:
-    """Run the benchmark; 1 if a server cannot be had, or any request failed."""
+    """Run the benchmark; 1 if a server cannot be had, or `failed.stopping` finds that the figures say nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest database, and each thing once")
     parser.add_argument("--to", type=Path, default=Path("docs"), help="the folder to write into")
@@ -29,7 +30,7 @@ def main() -> int:
     except BenchmarkFailed as error:
         print(f"The benchmark ended: {error}", file=sys.stderr)
         return 1
-    if wrong := failures(figures):
+    if wrong := stopping(figures):
         kept = asked.to / "performance-failed.json"
         kept.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print("Requests failed, so the figures say nothing:", *wrong[:20], sep="\n", file=sys.stderr)

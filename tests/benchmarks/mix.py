@@ -58,7 +58,7 @@ def load(url: str, users: int, seconds: int, cpu: Callable[[], float]) -> dict[s
     times = [sample.milliseconds for sample in loaded.samples]
     problems = [*loaded.incomplete, *ledger.wrong_answers, *lost, *left]
     return {
-        "requests": figures.requests,
+        "requests": figures.requests - figures.failures,
         "failures": figures.failures + len(problems),
         "errors": dict(figures.errors) | dict.fromkeys(problems, 1),
         "p50_ms": rounded(percentile(times, 0.50)),

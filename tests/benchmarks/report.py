@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from .failed import STOCK, failed
 from .plan import CLIENTS
 from .ratios import Compared, compare, part
 
@@ -42,19 +43,6 @@ def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     return files
 
 
-def failures(figures: dict[str, Any]) -> list[str]:
-    """A sentence for each kind of request that failed."""
-    sentences = []
-    for one in figures["measured"]:
-        asked = [*itertools.chain(*(by.values() for by in one["operations"].values())), one.get("mix", {})]
-        for answers in asked:
-            where = f"{one['side']}, {one['size']} runs, round {one['round']}"
-            sentences += [
-                f"{where}: {error} ({count} times)" for error, count in answers.get("errors", {}).items()
-            ]
-    return sentences
-
-
 def render(template: str, **content: Any) -> str:
     """One of this folder's templates with its content."""
     return _TEMPLATES.get_template(template).render(**content)
@@ -69,6 +57,7 @@ def page(figures: dict[str, Any]) -> str:
         whole=_whole(figures),
         by_size={size: _by_size(figures, size) for size in _sizes(figures)},
         captions=list(CAPTIONS.values()),
+        failed=_failed(figures),
         cold=_cold(figures),
     )
 
@@ -112,11 +101,12 @@ def _whole(figures: dict[str, Any]) -> list[tuple[str, ...]]:
             for side in [name for name in figures["sides"] if name != "stock"]:
                 found = compare(measured, size, part("mix", key), side)
                 if found:
-                    what = f"mixed load, {size:,} runs, {side}: {caption}"
+                    what = f"mixed load, {size:,} runs, {side}: {caption}{_note(figures, size, 'mix')}"
                     rows.append((what, *_cells(found, inverse=key in MORE_IS_BETTER)))
     for size in _sizes(figures):
         if found := compare(measured, size, part("sql_ms")):
-            rows.append((f"search by start time, {size:,} runs: SQL, ms", *_cells(found)))
+            what = f"search by start time, {size:,} runs: SQL, ms{_note(figures, size, 'sql')}"
+            rows.append((what, *_cells(found)))
     return rows
 
 
@@ -125,7 +115,7 @@ def _by_size(figures: dict[str, Any], size: int) -> list[tuple[str, ...]]:
     rows = []
     for name in _operations(figures, size):
         for clients in figures["clients"]:
-            row: list[str] = [name, str(clients)]
+            row: list[str] = [name + _note(figures, size, name, str(clients)), str(clients)]
             for key in CAPTIONS:
                 found = compare(figures["measured"], size, part("operations", name, str(clients), key))
                 stock, image, ratio = _cells(found, inverse=key in MORE_IS_BETTER) if found else ("", "", "")
@@ -152,6 +142,19 @@ def _operations(figures: dict[str, Any], size: int) -> list[str]:
 
 def _sizes(figures: dict[str, Any]) -> list[int]:
     return sorted({one["size"] for one in figures["measured"]})
+
+
+def _note(figures: dict[str, Any], size: int, operation: str, clients: str = "") -> str:
+    """How many of stock's requests failed in a row; nothing is said where none did."""
+    place = (STOCK, size, operation, clients)
+    rows = [row for row in failed(figures) if (row.side, row.size, row.operation, row.clients) == place]
+    return f" ({rows[0].errors.total()} of stock's failed)" if rows else ""
+
+
+def _failed(figures: dict[str, Any]) -> list[tuple[str, int]]:
+    """What stock answered in place of right answers, and how often."""
+    errors = sum((row.errors for row in failed(figures)), Counter[str]())
+    return sorted(errors.items())
 
 
 def _cold(figures: dict[str, Any]) -> list[tuple[str, str, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import ratios, report
+from tests.benchmarks import failed, ratios, report
 from tests.benchmarks.fill import Content
 from tests.benchmarks.operations import operations
 
@@ -126,10 +126,52 @@ def test_what_is_written_is_made_of_the_figures_beside_it(tmp_path: Path) -> Non
         kept = json.loads((folder / "performance.json").read_text(encoding="utf-8"))
         assert (folder / "performance.md").read_text(encoding="utf-8") == report.page(kept)
         assert (folder / "performance.svg").read_text(encoding="utf-8") == report.picture(kept)
-        assert not report.failures(kept)
+        assert not failed.stopping(kept)
 
 
-def test_a_failed_request_is_told_with_its_side_and_size() -> None:
-    kept = figures()
-    kept["measured"][0]["operations"]["get run"]["16"] = {"errors": {"get run: HTTP 503": 2}}
-    assert report.failures(kept) == ["stock, 1000 runs, round 1: get run: HTTP 503 (2 times)"]
+def with_failures(side: str, right: int, count: int) -> dict[str, Any]:
+    """Figures in whose second round as many requests of sixteen clients failed."""
+    found = figures()
+    one = next(one for one in found["measured"] if (one["side"], one["round"]) == (side, 2))
+    answers = one["operations"]["get run"]["16"]
+    errors = {"get run: HTTP 503": count}
+    one["operations"]["get run"] = one["operations"]["get run"] | {
+        "16": answers | {"requests": right, "failures": count, "errors": errors}
+    }
+    return found
+
+
+def test_a_few_failures_of_stocks_are_told_beside_their_row() -> None:
+    kept = with_failures("stock", 47, 2)
+    assert not failed.stopping(kept)
+    page = report.page(kept)
+    [row] = [line for line in page.splitlines() if "of stock's failed)" in line]
+    assert row.startswith("| get run (2 of stock's failed) | 16 | 80 / 10: **8 (±0%)** |")
+    assert "- 2 times: `get run: HTTP 503`" in page
+    assert "What failed of stock's" not in report.page(figures())
+
+
+def test_too_many_failures_of_stocks_stop_it() -> None:
+    # Nine right answers in the first round; of the second one, one in ten of all and then one more.
+    assert not failed.stopping(with_failures("stock", 9, 2))
+    assert failed.stopping(with_failures("stock", 9, 3)) == [
+        "stock, 1000 runs, get run, clients: 16: 14% of the requests failed, more than 10%: get run: HTTP 503 (3 times)"
+    ]
+
+
+@pytest.mark.parametrize("side", ["image", "image per core"])
+def test_any_failure_of_the_images_stops_it(side: str) -> None:
+    assert failed.stopping(with_failures(side, 1000, 1)) == [
+        f"{side}, 1000 runs, get run, clients: 16: get run: HTTP 503 (1 times)"
+    ]
+
+
+@pytest.mark.parametrize("part", ["mix", "sql"])
+def test_the_mix_and_the_searches_whose_sql_is_timed_are_judged_too(part: str) -> None:
+    for side, stops in (("stock", False), ("image", True)):
+        kept = figures()
+        one = next(one for one in kept["measured"] if one["side"] == side)
+        one[part] = one["mix"] | {"requests": 100, "errors": {"lost": 1}}
+        assert bool(failed.stopping(kept)) == stops
+        if not stops:
+            assert "(1 of stock's failed)" in report.page(kept)
