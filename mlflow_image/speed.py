@@ -71,6 +71,12 @@ def _writes(_application: Any) -> None:
     speed_writes.apply()
 
 
+def _traces(_application: Any) -> None:
+    import speed_traces
+
+    speed_traces.apply()
+
+
 def _database(_application: Any) -> None:
     import speed_database
 
@@ -91,6 +97,7 @@ def _artifacts(application: Any) -> None:
 
 # The search comes before json, which replaces what both were verified for. The collector comes last, because it freezes what
 # the others have loaded.
+STORE = "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore"
 JSON = {
     "mlflow.utils.proto_json_utils:message_to_json": "a9b66a85e21d0f11",
     "mlflow.utils.proto_json_utils:_mark_int64_fields": "4a16634e0d8ca868",
@@ -166,6 +173,24 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_query": "51b53ba62c602fca",
             "mlflow.utils.validation:_validate_batch_log_data": "1f02c1f067b65111",
             "mlflow.entities.metric:Metric.__eq__": "6756044cd9f0d65f",
+        },
+    ),
+    Change(
+        "traces",
+        _traces,
+        {
+            f"{STORE}._log_spans_once": "6abc5a23ddf61e7e",
+            f"{STORE}._update_trace_info_attributes": "a5ee16cac0cba879",
+            f"{STORE}._get_trace_artifact_location_tag": "d57d764ab0a8153b",
+            f"{STORE}._advance_db_payload_generations_for_db_span_writes": "946dbf5716b81b05",
+            f"{STORE}._get_query": "51b53ba62c602fca",
+            "mlflow.store.tracking.sqlalchemy_store:_bulk_upsert": "4e227a4061834562",
+            "mlflow.store.tracking.sqlalchemy_store:_upsert_batch": "f61a8cbd053a88b4",
+            "mlflow.store.tracking.sqlalchemy_store:_span_aggregation_node": "1ce32d22e8acfbf8",
+            "mlflow.store.tracking.dbmodels.models:SqlTraceInfo": "b5568d7775e09fa2",
+            "mlflow.store.tracking.dbmodels.models:SqlTraceTag": "6b7b8fc9400339e9",
+            "mlflow.store.tracking.dbmodels.models:SqlTraceMetadata": "3786f10043dd383a",
+            "mlflow.store.tracking.dbmodels.models:SqlSpan": "28cae248fdce0bc8",
         },
     ),
     Change(
