@@ -77,6 +77,18 @@ def _traces(_application: Any) -> None:
     speed_traces.apply()
 
 
+def _starts(_application: Any) -> None:
+    import speed_starts
+
+    speed_starts.apply()
+
+
+def _registry(_application: Any) -> None:
+    import speed_registry
+
+    speed_registry.apply()
+
+
 def _database(_application: Any) -> None:
     import speed_database
 
@@ -97,6 +109,7 @@ def _artifacts(application: Any) -> None:
 
 # The search comes before json, which replaces what both were verified for. The collector comes last, because it freezes what
 # the others have loaded.
+REGISTRY = "mlflow.store.model_registry.sqlalchemy_store:SqlAlchemyStore"
 STORE = "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore"
 JSON = {
     "mlflow.utils.proto_json_utils:message_to_json": "a9b66a85e21d0f11",
@@ -191,6 +204,45 @@ CHANGES = (
             "mlflow.store.tracking.dbmodels.models:SqlTraceTag": "6b7b8fc9400339e9",
             "mlflow.store.tracking.dbmodels.models:SqlTraceMetadata": "3786f10043dd383a",
             "mlflow.store.tracking.dbmodels.models:SqlSpan": "28cae248fdce0bc8",
+        },
+    ),
+    Change(
+        "starts",
+        _starts,
+        {
+            f"{STORE}.get_experiment": "2a9f494743d247ce",
+            f"{STORE}._get_experiment": "e0b652dfc2f17b39",
+            f"{STORE}._to_experiment": "21273162f46b68b0",
+            f"{STORE}._get_effective_experiment_trace_archival_retention_context": "0c1fdda16fc7c80d",
+            f"{STORE}.create_run": "1977e5b6797b5385",
+            f"{STORE}.update_run_info": "14938c2a7fe61092",
+            f"{STORE}._get_run": "bdb42651147d8265",
+            f"{STORE}._get_query": "51b53ba62c602fca",
+            "mlflow.store.tracking.dbmodels.models:SqlRun": "e4c00dea58e01e06",
+            "mlflow.store.tracking.dbmodels.models:SqlExperiment": "96063051fa70d15c",
+            "mlflow.store.tracking.dbmodels.models:SqlExperimentTag": "2c67947761871edd",
+            "mlflow.entities.run_info:RunInfo": "20b550ef731eed9e",
+            "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
+        },
+    ),
+    Change(
+        "registry",
+        _registry,
+        {
+            f"{REGISTRY}.get_model_version_by_alias": "a41cb6cbd4c0bf43",
+            f"{REGISTRY}._get_registered_model": "a0e61037ee3ab48f",
+            f"{REGISTRY}._get_registered_model_alias": "3ec614686ce0a92c",
+            f"{REGISTRY}._get_sql_model_version": "8fdbb62e12ec9926",
+            f"{REGISTRY}._get_model_version_from_db": "e0c51c90f9efef54",
+            f"{REGISTRY}._populate_model_version_aliases": "db54a8322e14cdd6",
+            f"{REGISTRY}.create_model_version": "44a8591ab1b68958",
+            f"{REGISTRY}.delete_model_version": "bcaab8cfc5c6720b",
+            f"{REGISTRY}.set_registered_model_alias": "512b55b3de340d96",
+            f"{REGISTRY}._get_active_workspace": "e36c4c1d9f63e58a",
+            f"{REGISTRY}._get_query": "92c8c82ee432cbf2",
+            "mlflow.store.model_registry.dbmodels.models:SqlModelVersion": "ed8e9928ff8f1aaf",
+            "mlflow.store.model_registry.dbmodels.models:SqlModelVersionTag": "277ee0db4ada0549",
+            "mlflow.store.model_registry.dbmodels.models:SqlRegisteredModelAlias": "cd9d7d6452639314",
         },
     ),
     Change(

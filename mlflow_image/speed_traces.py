@@ -15,8 +15,7 @@ from mlflow.entities.span import Span
 from mlflow.store.tracking import sqlalchemy_store as stock
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracing.constant import SpanAttributeKey, SpansLocation, TraceMetadataKey, TraceTagKey
-from speed_writes import fits
-from sqlalchemy.exc import OperationalError
+from speed_writes import at_once, fits
 
 # What the new rows need to know of the experiment, and whether they are new.
 LOOK = """
@@ -69,23 +68,17 @@ def write(store: Any, experiment: int, spans: list[Span]) -> bool:
     traces: dict[str, list[Span]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, []).append(span)
-    # Each statement is whole by itself, so neither needs the transaction of a session that writes.
-    with store.ManagedSessionMaker() as session:
-        connection = session.connection()
-        found = connection.exec_driver_sql(LOOK, {"traces": list(traces), "experiment": experiment}).first()
-        if found is None or found[1]:
+    rows: Rows = {"trace_info": [], "trace_tags": [], "trace_request_metadata": [], "spans": []}
+    with at_once(store) as ask:
+        found = ask(LOOK, {"traces": list(traces), "experiment": experiment})
+        if not found or found[0][1]:
             return False
-        rows: Rows = {"trace_info": [], "trace_tags": [], "trace_request_metadata": [], "spans": []}
         try:
             for trace, its in traces.items():
-                _add(store, rows, experiment, found[0], trace, its)
-            connection.exec_driver_sql(WRITE, {table: json.dumps(some) for table, some in rows.items()})
-        except OperationalError:
-            raise
+                _add(store, rows, experiment, found[0][0], trace, its)
         except Exception:  # whatever it is, MLflow's own code meets it too
-            session.rollback()
             return False
-    return True
+        return ask(WRITE, {table: json.dumps(some) for table, some in rows.items()}) is not None
 
 
 def _add(store: Any, rows: Rows, experiment: int, location: str, trace: str, spans: list[Span]) -> None:

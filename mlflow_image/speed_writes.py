@@ -8,7 +8,8 @@ from the start, with its own answer.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
@@ -88,6 +89,31 @@ def apply() -> None:
 def fits(store: Any) -> bool:
     """Whether the store is one of PostgreSQL that sees every run: a workspace's sees its own."""
     return bool(store.db_type == "postgresql" and type(store)._get_query is SqlAlchemyStore._get_query)
+
+
+Ask = Callable[[str, dict[str, Any]], Sequence[Any] | None]
+
+
+@contextmanager
+def at_once(store: Any) -> Iterator[Ask]:
+    """Asks statements that are each whole by themselves, so that none needs the transaction of a session that writes.
+
+    The answer is the rows; None if the database refuses the statement: it has done nothing then, and is asked no more.
+    """
+    with store.ManagedSessionMaker() as session:
+        connection = session.connection()
+
+        def ask(statement: str, values: dict[str, Any]) -> Sequence[Any] | None:
+            try:
+                result = connection.exec_driver_sql(statement, values)
+                return result.all() if result.returns_rows else ()
+            except OperationalError:
+                raise
+            except (SQLAlchemyError, ValueError):
+                session.rollback()
+                return None
+
+        yield ask
 
 
 def write(
