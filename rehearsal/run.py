@@ -37,7 +37,8 @@ from rehearsal.resources.declared import Declared
 
 STOP_SECONDS = 20.0
 DOCKERFILE = Path("mlflow_image", "Dockerfile")
-KEPT_ON_DOWN = ("images", "report.html", "report.json", "executions")
+LAST_LOGS = "last-logs"
+KEPT_ON_DOWN = ("images", "report.html", "report.json", "executions", LAST_LOGS)
 
 
 class CannotRehearse(Exception):
@@ -135,13 +136,23 @@ class Rehearsal:
         with self._alone():
             stopped = self._stop_everything()
             self._executions.forget()
+            self._keep_logs()
             for entry in self._state.iterdir() if self._state.exists() else ():
                 if entry.name not in (*KEPT_ON_DOWN, "lock"):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         print(
-            f"Stopped {stopped} processes. The rehearsed accounts and their data are gone; the report stays."
+            f"Stopped {stopped} processes. The rehearsed accounts and their data are gone; the report stays, and the"
+            f" tasks' logs are in {os.path.relpath(self._state / LAST_LOGS)} until the next time."
         )
         return 0
+
+    def _keep_logs(self) -> None:
+        """What tasks and hosts said, for whoever asks afterwards why a release failed."""
+        logs = [*self._state.glob("accounts/*/logs")]
+        if logs:
+            shutil.rmtree(self._state / LAST_LOGS, ignore_errors=True)
+        for folder in logs:
+            shutil.move(folder, self._state / LAST_LOGS / folder.parent.name)
 
     def _execute(self, record: Record, report: Report, say: Say, *, head: str) -> int:
         running: list[Execution] = []
