@@ -11,6 +11,7 @@ What is not done without an engine: RUN instructions of the last stage, its base
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -122,16 +123,21 @@ class ImageStore:
     def _virtual_environment(self, lock: Path, root: Path) -> None:
         """The image's packages, made once for each content of the lock file: a layer, as it were."""
         layer = self._directory / "layers" / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
-        if not (layer / ".complete").exists():
-            shutil.rmtree(layer, ignore_errors=True)
-            python = layer / "bin" / "python"
-            for command in (
-                ["uv", "venv", "--quiet", "--python", sys.executable, str(layer)],
-                ["uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--compile-bytecode",
-                 "--python", str(python), "-r", str(lock)],
-            ):  # fmt: skip
-                subprocess.run(command, check=True)
-            (layer / ".complete").touch()
+        layer.parent.mkdir(parents=True, exist_ok=True)
+        with layer.with_suffix(".lock").open("w") as alone:
+            fcntl.flock(
+                alone, fcntl.LOCK_EX
+            )  # two builds of the same packages must not write into one folder
+            if not (layer / ".complete").exists():
+                shutil.rmtree(layer, ignore_errors=True)
+                python = layer / "bin" / "python"
+                for command in (
+                    ["uv", "venv", "--quiet", "--python", sys.executable, str(layer)],
+                    ["uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--compile-bytecode",
+                     "--python", str(python), "-r", str(lock)],
+                ):  # fmt: skip
+                    subprocess.run(command, check=True)
+                (layer / ".complete").touch()
         target = root / VIRTUAL_ENVIRONMENT.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(layer.resolve())

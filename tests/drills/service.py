@@ -39,7 +39,7 @@ from rehearsal.run import Rehearsal
 
 from .client import Client, Failure
 from .figures import Figures
-from .workspace import REPOSITORY, Edit, wait_until
+from .workspace import REPOSITORY, Edit, borrow_layers, wait_until
 
 PATIENT, IMPATIENT = 90, 10
 """Grace periods in seconds: for releases that must come up on a busy machine, and for those that never will."""
@@ -63,6 +63,7 @@ class Service:
         self._processes = ProcessRegistry(self.state / "processes")
         self._accounts = Accounts(self.state)
         self._cloudformation = CloudFormation(self.state, self._accounts, providers(), Declared())
+        borrow_layers(self.state / "images")
         self._images = ImageStore(self.state / "images")
         self._assembly = _assembly(base)
         self._image = ""
