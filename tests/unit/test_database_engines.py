@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stages.settings import Settings
 
-from .assembly import Assembly, Platform, Resource, assert_valid
+from .assembly import Assembly, Platform, Resource
 from .conftest import SNAPSHOT, synthesized_dev
 
 INSTANCE = {"instance_class": "m7g.large", "storage_gib": 50, "min_capacity": None, "max_capacity": None}
@@ -64,10 +63,6 @@ def database(dev: Platform) -> Resource:
 def running(dev: Platform) -> list[Resource]:
     """What runs it, and can be reached."""
     return dev.all("AWS::RDS::DBInstance")
-
-
-def test_templates_are_valid(assembly_of: Assembly, tmp_path: Path) -> None:
-    assert_valid(assembly_of.templates, tmp_path)
 
 
 def test_it_is_encrypted_and_its_password_is_kept_by_rds(database: Resource) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from rehearsal.task_definition import TaskDefinition
 from stages.settings import Settings
 from stages.settings.database import Database
 
-from .assembly import ROOT, Assembly, Platform, Resource, assert_valid, of_type
+from .assembly import ROOT, Assembly, Platform, Resource, of_type
 from .conftest import synthesized_dev
 from .test_database_engines import CLUSTER, INSTANCE
 
@@ -119,10 +118,6 @@ def test_only_the_database_opens_to_its_tasks(by_token: Platform) -> None:
         if rule.properties["GroupId"] == "<data/DatabaseGroup.GroupId>"
     }
     assert opened == {"<tracking/ServiceGroup.GroupId>", "<migration/MigrationGroup.GroupId>"}
-
-
-def test_templates_are_valid(assembly_by_token: Assembly, tmp_path: Path) -> None:
-    assert_valid(assembly_by_token.templates, tmp_path)
 
 
 def test_a_password_that_is_not_there_is_not_rotated(settings: Settings) -> None:
