@@ -18,7 +18,7 @@ MINUTES ?=
 # The CDK says on every start that the oldest supported Node is near its end; say it once, in the README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help venv node lint synth cfn-lint unit compliance check test drills first-drills other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock
+.PHONY: help venv node lint synth cfn-lint unit compliance check test drills first-drills other-drills rehearsal-tests mariadb browser fuzz bench soak image containers audit rehearse down releases rollback restore client lock rds-ca
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -145,3 +145,6 @@ lock: venv ## Write the lock files anew from requirements.txt, mlflow_image/requ
 	@cd mlflow_image && ../$(BIN)/uv pip compile --quiet --excludes requirements.exclude --universal --python-version 3.11 --generate-hashes --only-binary :all: --no-header requirements.in -o requirements.lock
 	@cd mlflow_image/build && ../../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: --no-header tools.in -o tools.lock
 	@npm install --package-lock-only --silent
+
+rds-ca: venv node ## Write mlflow_image/rds_ca.pem anew: whom the server believes that it is RDS
+	@$(BIN)/python -m operations.rds_ca

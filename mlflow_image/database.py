@@ -70,6 +70,8 @@ CAUSES: dict[object, str] = {
     "task's role may rds-db:connect as DATABASE_USER",
     "PAM": "the token is refused: check that the database has IAM authentication, that DATABASE_USER is in rds_iam, and "
     "that the task's role may rds-db:connect as DATABASE_USER to this database's resource id",
+    "TLS": "the server's certificate is not the one it should have: check that DATABASE_HOST is the server's own name, and "
+    "that DATABASE_SSLROOTCERT holds the authority that signed it",
     1524: "the server knows no such plugin: DATABASE_SIGN_IN=iam needs RDS or Aurora",
     1049: "there is no such database: check DATABASE_NAME",
     1044: "DATABASE_USER lacks a right: grant it ALL on this database and on the one of this name with _plan",
@@ -79,6 +81,9 @@ CAUSES: dict[object, str] = {
     "57P01": "an administrator ended the session: start again",
 }
 
+
+# In the words of libpq (the second is about the name), and of Python's ssl.
+DISTRUSTED = ("certificate verify failed", "does not match host name")
 
 _changes: list[Callable[[Any, dict[str, Any]], None]] = []
 
@@ -96,10 +101,11 @@ def explain(error: DBAPIError) -> str:
     said = " ".join(str(error.orig).split())
     for code in codes(error) & CAUSES.keys():
         return f"{said}: {CAUSES[code]}"
-    # libpq tells of a refused sign-in in words only.
+    # libpq tells of a refused sign-in in words only, and both drivers of a certificate that does not fit.
     for words, key in (
         ("password authentication failed", "28P01"),
         ("PAM authentication failed", "PAM"),
+        *((words, "TLS") for words in DISTRUSTED),
         ("does not exist", "3D000"),
     ):
         if words in said and isinstance(error, OperationalError):
@@ -159,6 +165,8 @@ def connect(database: Database) -> Connection:
             return engine.connect()
         except DBAPIError as error:
             reason = explain(error)
+            if any(words in reason for words in DISTRUSTED):  # waiting does not mend that
+                raise DatabaseError(f"The database {database} is not believed to be it ({reason}).") from None
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DatabaseError(

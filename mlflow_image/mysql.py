@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from database import DatabaseError, before_connecting, value
+from settings import RDS_CA, TLS_ONLY, VERIFYING
 from sqlalchemy.dialects.mysql import LONGTEXT, MEDIUMTEXT
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
@@ -39,14 +40,16 @@ JOURNAL = sa.Table(
 
 
 def sign_in() -> None:
-    """Make every connection of this process sign in as DATABASE_SSLMODE says."""
+    """Make every connection of this process sign in as DATABASE_SSLMODE and DATABASE_SSLROOTCERT say."""
     mode = os.environ.get("DATABASE_SSLMODE") or "prefer"
     context: ssl.SSLContext | None = None
-    if mode in ("require", "verify-ca", "verify-full"):
-        authority = os.environ.get("PGSSLROOTCERT", "")
-        context = ssl.create_default_context(cafile=None if authority in ("", "system") else authority)
+    if mode in TLS_ONLY:
+        # An SSLContext of one's own begins with no authority at all: not even the world's.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = mode == "verify-full"
-        if mode == "require":
+        if mode in VERIFYING:
+            context.load_verify_locations(os.environ.get("DATABASE_SSLROOTCERT") or RDS_CA)
+        else:
             context.verify_mode = ssl.CERT_NONE
 
     def change(_dialect: Any, parameters: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@
 | DATABASE_PASSWORD                  | the password; any characters. Not with iam              | required    |
 | DATABASE_SECRET_ARN                | the secret to read again when the password was rotated  | none        |
 | DATABASE_SSLMODE                   | libpq's sslmode; on MySQL, prefer means without TLS     | prefer      |
+| DATABASE_SSLROOTCERT               | verify-ca, verify-full: file of who may sign its server | RDS's own   |
 | ARTIFACTS_DESTINATION              | where artifacts go: s3://bucket or s3://bucket/prefix   | required    |
 | MLFLOW_HOST                        | address to listen on                                    | 0.0.0.0     |
 | MLFLOW_PORT                        | port to listen on                                       | 5000        |
@@ -42,6 +43,7 @@ An empty value counts as not set. `migrate` needs the database's variables and S
 """
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +56,8 @@ HOST = (
 )
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 TLS_ONLY = SSLMODES[3:]
+VERIFYING = SSLMODES[4:]
+RDS_CA = Path(__file__).with_name("rds_ca.pem")
 
 # libpq's own limits, in the URI so that they hold for every connection MLflow opens. A database that vanished
 # without a word (a failover, a cut network) is noticed after 15 s, by keepalives or by unacknowledged data.
@@ -113,6 +117,8 @@ class Database:
     password: str = field(repr=False)
     sslmode: str
     engine: str = "postgresql"
+    authority: str = ""
+    """The file of the authorities that may have signed the server's certificate; empty if nobody looks at that."""
     by_token: bool = False
     """Whether the user signs in with a token of the task's role; there is no password then."""
 
@@ -125,7 +131,8 @@ class Database:
         place = f"{quote(self.user, safe='')}@{host}:{self.port}/{quote(self.name, safe='')}"
         if self.engine == "mysql":
             return f"mysql+pymysql://{place}?charset=utf8mb4"
-        query = urlencode({"sslmode": self.sslmode, **CONNECTION_LIMITS})
+        authority = {"sslrootcert": self.authority} if self.authority else {}
+        query = urlencode({"sslmode": self.sslmode, **authority, **CONNECTION_LIMITS})
         return f"postgresql+psycopg://{place}?{query}"
 
     def __str__(self) -> str:
@@ -259,15 +266,22 @@ def _database(reader: _Reader) -> Database:
     sslmode = reader.text(
         "DATABASE_SSLMODE", "prefer", f"give one of {', '.join(SSLMODES)}", "|".join(SSLMODES)
     )
-    authority = reader.environment.get("PGSSLROOTCERT", "")
-    if sslmode.startswith("verify-") and authority != "system" and not Path(authority).is_file():
-        reader.problems.append(
-            f"PGSSLROOTCERT is {authority!r}: name the certificate authority's file, "
-            f"which DATABASE_SSLMODE={sslmode} needs."
-        )
     if by_token:
         _check_token(reader, sslmode)
-    return Database(host, port, name, user, password, sslmode, engine, by_token)
+    authority = _authority(reader) if sslmode in VERIFYING else ""
+    return Database(host, port, name, user, password, sslmode, engine, authority, by_token)
+
+
+def _authority(reader: _Reader) -> str:
+    file = reader.environment.get("DATABASE_SSLROOTCERT") or str(RDS_CA)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except OSError as error:  # ssl's own errors are among them
+        reader.problems.append(
+            f"DATABASE_SSLROOTCERT is {file!r}, which cannot be used ({error.strerror or error}): name a PEM file with the "
+            "authority that signed the database server's certificate."
+        )
+    return file
 
 
 def _check_token(reader: _Reader, sslmode: str) -> None:

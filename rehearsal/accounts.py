@@ -22,6 +22,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from rehearsal.databases import authority
 from rehearsal.ports import free_port
 from rehearsal.processes import ProcessRegistry
 
@@ -158,13 +159,15 @@ class Accounts:
 
     def for_tasks(self, account: str, region: str) -> dict[str, Any]:
         """What an account's host needs to run tasks there: where AWS answers, as whom, and where their logs go."""
+        directory = account_directory(self._state, account, region)
         return {
             "credentials": {
                 "endpoint": self.endpoint,
                 "region": region,
                 "admin": asdict(self.services_key),
             },
-            "log_dir": str((account_directory(self._state, account, region) / "logs").resolve()),
+            "log_dir": str((directory / "logs").resolve()),
+            "database_authority": str(authority(directory).resolve()),
         }
 
     def environment(self, region: str) -> dict[str, str]:

@@ -13,12 +13,14 @@ import trustme
 
 from rehearsal.ports import LOOPBACK
 
+AUTHORITY = "authority.pem"
+
 
 class Certificates:
     """An authority that is made once and kept in `directory`, readable by its owner alone."""
 
     def __init__(self, directory: Path) -> None:
-        self.authority = directory / "authority.pem"
+        self.authority = directory / AUTHORITY
         key = directory / "authority.key"
         if key.exists() and self.authority.exists():
             self._issuer = trustme.CA.from_pem(self.authority.read_bytes(), key.read_bytes())
@@ -29,6 +31,10 @@ class Certificates:
             self._issuer.private_key_pem.write_to_path(str(key))
             self._issuer.cert_pem.write_to_path(str(self.authority))
         self._contexts: dict[str, ssl.SSLContext] = {}
+
+    def issue(self, name: str) -> trustme.LeafCert:
+        """A certificate for that name, with its key."""
+        return self._issuer.issue_cert(name)
 
     def for_server(self) -> ssl.SSLContext:
         """A context that answers with a certificate for the name in the client's greeting, else for loopback."""
@@ -50,6 +56,6 @@ class Certificates:
         if name not in self._contexts:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._issuer.issue_cert(name).configure_cert(context)
+            self.issue(name).configure_cert(context)
             self._contexts[name] = context
         return self._contexts[name]

@@ -9,7 +9,7 @@ import asyncio
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,8 +32,12 @@ class Container(ABC):
         """The process id, on this machine, of its first process; None when nothing runs."""
 
     @abstractmethod
-    async def start(self, name: str, home: Path, variables: Mapping[str, str]) -> None:
+    async def start(
+        self, name: str, home: Path, variables: Mapping[str, str], files: Sequence[Path] = ()
+    ) -> None:
         """Start it with these variables besides its image's own; `home` is the task's private folder.
+
+        It can read these `files` of this machine, under the same names.
 
         Raises:
             CannotStartError: with the reason in ECS's words.

@@ -12,7 +12,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ class EngineContainer(Container):
         """What the engine says; on another kernel than this machine's, it means nothing here."""
         return self._pid if self.exit_code is None else None
 
-    async def start(self, name: str, home: Path, variables: Mapping[str, str]) -> None:
+    async def start(
+        self, name: str, home: Path, variables: Mapping[str, str], files: Sequence[Path] = ()
+    ) -> None:
         """Create the container, start it, and wait until it runs or has ended."""
         client = client_environment()
         if unfit := sorted(set(variables) & set(client)):
@@ -76,6 +78,7 @@ class EngineContainer(Container):
             f"--name=rehearsal-{home.name}-{self.definition.name}",
             f"--label={LABEL}={self._host.resolve()}",
             *(f"--env={variable}" for variable in variables),
+            *(f"--mount=type=bind,source={file},destination={file},readonly" for file in files),
             *self._arguments(),
         ]
         try:

@@ -38,12 +38,6 @@ SUPERUSER = "rdsadmin"
 """As on RDS: nobody signs in as it."""
 
 
-def without_tls(environment: dict[str, str]) -> None:
-    """Let a task sign in here that is told to use TLS only: the wheel's PostgreSQL is built without it."""
-    if environment.get("DATABASE_ENGINE") == "postgresql":
-        environment.pop("DATABASE_SSLMODE", None)
-
-
 class Postgres(DatabaseServer):
     """PostgreSQL from its wheel."""
 

@@ -49,7 +49,9 @@ class ProcessContainer(Container):
         """Its id, which is also that of its session."""
         return self._process.pid if self._process and self.exit_code is None else None
 
-    async def start(self, name: str, home: Path, variables: Mapping[str, str]) -> None:
+    async def start(
+        self, name: str, home: Path, variables: Mapping[str, str], files: Sequence[Path] = ()
+    ) -> None:
         """Start the process, with folders of its own for what it may write."""
         private = {
             "HOME": home / self.definition.name / "home",

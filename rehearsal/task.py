@@ -20,9 +20,9 @@ from pydantic import Field
 
 from operations.containers import Engine
 from rehearsal.container import Container
+from rehearsal.databases import introduce
 from rehearsal.engine_container import EngineContainer
 from rehearsal.ports import LOOPBACK, PortError
-from rehearsal.postgres import without_tls
 from rehearsal.process_container import ProcessContainer
 from rehearsal.properties import Properties, RefusedError
 from rehearsal.target_group import Target, TargetGroup
@@ -48,6 +48,7 @@ class RehearsedService(Properties):
 
     credentials: AccountCredentials = Field(alias="credentials")
     log_dir: Path = Field(alias="log_dir")
+    database_authority: Path = Field(alias="database_authority")
 
 
 class Owner(Protocol):
@@ -143,7 +144,9 @@ class Task:
             for container in self.containers:
                 if not self._stop.is_set():
                     name = container.definition.name
-                    await container.start(f"{self.service.name}.{name}", home, variables[name])
+                    own = variables[name]
+                    files = introduce(own, self.service.properties.rehearsal.database_authority)
+                    await container.start(f"{self.service.name}.{name}", home, own, files)
                     watchers.append(asyncio.create_task(self._watch(container)))
             if not self._stop.is_set():
                 await self._serve()
@@ -267,7 +270,6 @@ class Task:
                 **(credentials if properties.task_role_arn else {}),
                 **({"MLFLOW_HOST": LOOPBACK, "MLFLOW_PORT": str(own_ports[0])} if own_ports else {}),
             }
-            without_tls(variables[definition.name])
         return variables
 
     async def _watch(self, container: Container) -> None:

@@ -83,7 +83,7 @@ class MlflowTask(Construct):
                 "DATABASE_HOST": database.host,
                 "DATABASE_NAME": DATABASE_NAME,
                 "DATABASE_PORT": database.port,
-                "DATABASE_SSLMODE": "require",
+                "DATABASE_SSLMODE": "verify-full",
                 **_user(database.user_secret_arn, sets_up),
                 **({"SIGN_IN": "basic"} if data.users else {}),
                 **environment,

@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from stages.settings.artifacts import Artifacts
 from stages.settings.compute import Compute
-from stages.settings.database import Database
+from stages.settings.database import Database, regions_of_authorities
 from stages.settings.fields import Account, Name, Region, Table, matching
 from stages.settings.image import Image
 from stages.settings.load import Load
@@ -213,6 +213,12 @@ class Settings(Table):
                     f"compliance = {shown(self.compliance)}: is checked for the whole delivery, but"
                     f' environments.{name}.profile = "{environment.profile}" does not promise what it asks for; set that to'
                     ' "strict", or remove compliance'
+                )
+            if (region := environment.region) not in regions_of_authorities():
+                raise ValueError(
+                    f'environments.{name}.region = "{region}": mlflow_image/rds_ca.pem has no authority of RDS there, so'
+                    " that the server would take its database for an impostor; append what is at"
+                    f" https://truststore.pki.rds.amazonaws.com/{region}/{region}-bundle.pem, and run `make rds-ca`"
                 )
             if environment.region != self.tooling.region:
                 raise ValueError(

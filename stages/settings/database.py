@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import model_validator
@@ -11,6 +12,13 @@ from stages.settings.fields import Table, between, matching
 from stages.settings.sentences import shown
 
 ROTATION_DAYS = 30
+AUTHORITIES = Path(__file__).resolve().parents[2] / "mlflow_image" / "rds_ca.pem"
+
+
+def regions_of_authorities() -> set[str]:
+    """The regions of which the image can tell RDS's databases from others'."""
+    text = AUTHORITIES.read_text(encoding="utf-8")
+    return set(re.findall(r"^# Amazon RDS (\S+) Root CA", text, re.MULTILINE))
 
 
 class Database(Table):

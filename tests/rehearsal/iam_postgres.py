@@ -49,6 +49,8 @@ class RdsPostgres(Postgres):
         """Tokens that were signed earlier count as expired."""
         self.administering_counts = False
         """Whether who merely administers a member of `rds_iam` is one, as PostgreSQL's own `pg_hba.conf` has it."""
+        self.asked: list[str] = []
+        """Who said by TLS which user it is."""
         self.taken: list[str] = []
         """Every token that was taken."""
 
@@ -57,7 +59,10 @@ class RdsPostgres(Postgres):
             connection.execute("CREATE ROLE rds_iam NOLOGIN")
         self.proxy_port = free_port()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
+        issuer = trustme.CA()
+        issuer.issue_cert("127.0.0.1").configure_cert(self._context)
+        self.authority = folder / "authority.pem"
+        issuer.cert_pem.write_to_path(str(self.authority))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -84,7 +89,8 @@ class RdsPostgres(Postgres):
             "DATABASE_HOST": "127.0.0.1",
             "DATABASE_PORT": str(self.proxy_port),
             "DATABASE_NAME": name,
-            "DATABASE_SSLMODE": "require",
+            "DATABASE_SSLMODE": "verify-full",
+            "DATABASE_SSLROOTCERT": str(self.authority),
             **KEYS,
         }
 
@@ -159,6 +165,7 @@ class RdsPostgres(Postgres):
         if code == VERSION_3:
             words = greeting[8:].split(b"\0")
             user = dict(zip(words[::2], words[1::2], strict=False))[b"user"].decode()
+            self.asked.append(user)
             by_socket = await asyncio.to_thread(self._needs_token, user)
             if by_socket:
                 back.write(b"R" + struct.pack("!ii", 8, 3))  # AuthenticationCleartextPassword

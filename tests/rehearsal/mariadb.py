@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rehearsal import mariadb
+from rehearsal.certificates import AUTHORITY
 from rehearsal.processes import ProcessRegistry
 
 from .test_image_entrypoint import KEYS
@@ -25,6 +26,7 @@ class MariaDB:
 
     def __init__(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="image-mariadb-"))
+        self.authority = folder / mariadb.CERTIFICATES / AUTHORITY
         self.server = mariadb.MariaDB(folder / "server", ProcessRegistry(folder / "processes"))
         self.server.create(user=USER, password=PASSWORD, database="unused", superuser=True)
         with self.connect() as connection, connection.cursor() as cursor:
@@ -57,7 +59,8 @@ class MariaDB:
             "DATABASE_NAME": name,
             "DATABASE_USER": USER,
             "DATABASE_PASSWORD": PASSWORD,
-            "DATABASE_SSLMODE": "require",
+            "DATABASE_SSLMODE": "verify-full",
+            "DATABASE_SSLROOTCERT": str(self.authority),
             **KEYS,
         }
 

@@ -150,7 +150,11 @@ class Account:
                 "LoadBalancers": [
                     {"TargetGroupArn": GROUP, "ContainerName": "server", "ContainerPort": 5000}
                 ],
-                "Rehearsal": {"credentials": self.credentials, "log_dir": str(self.folder / "logs")},
+                "Rehearsal": {
+                    "credentials": self.credentials,
+                    "log_dir": str(self.folder / "logs"),
+                    "database_authority": str(self.folder / "authority.pem"),
+                },
                 **extra,
             },
         )

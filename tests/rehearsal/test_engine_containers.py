@@ -29,6 +29,7 @@ from .test_ecs import SERVER, SERVICE, Account, Client, until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "not-for-everybody\nwho lists processes"
+AUTHORITY = "of the rehearsed database"
 PATIENCE = 120
 """Seconds for what takes two; other work may have the machine."""
 
@@ -121,10 +122,16 @@ def test_a_task_is_held_to_its_definition_and_no_value_is_in_a_command_line(
     account: Account, engine: Engine, tmp_path: Path
 ) -> None:
     probe = (
-        "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"MLFLOW_PORT\"]}/health')"
+        "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"MLFLOW_PORT\"]}/health');"
+        f"assert open(os.environ['DATABASE_SSLROOTCERT']).read() == {AUTHORITY!r}"
     )
+    (tmp_path / "authority.pem").write_text(AUTHORITY, encoding="utf-8")
     check = {"Command": ["CMD", "python", "-c", probe], "Interval": 0.5, "Timeout": 30}
-    variables = [{"Name": "REVISION", "Value": "one"}, {"Name": "PASSPHRASE", "Value": SECRET}]
+    variables = [
+        {"Name": "REVISION", "Value": "one"},
+        {"Name": "PASSPHRASE", "Value": SECRET},
+        {"Name": "DATABASE_ENGINE", "Value": "mysql"},
+    ]
     serve(account, defined(account, "one", HealthCheck=check, Environment=variables))
     tasks = steady(account)
     assert [task["health"] for task in tasks] == ["HEALTHY"] * 2

@@ -15,6 +15,7 @@ import pytest
 
 from . import test_image_entrypoint as image
 from .iam_postgres import RdsPostgres
+from .impostors import IMPOSTORS, assert_refused
 from .test_image_database_user import MASTER, MASTER_PASSWORD, SETUP, create, owners
 from .test_image_entrypoint import RUNS, Start, Task, patched
 from .test_image_migration import last
@@ -228,3 +229,18 @@ def test_a_server_that_knows_no_tokens_is_named(
         with postgres.connect() as connection:
             connection.execute("ALTER ROLE something RENAME TO rds_iam")
     assert "The server has no role rds_iam" in last(task)["error"]
+
+
+@pytest.mark.parametrize("wrong", IMPOSTORS.values(), ids=IMPOSTORS)
+def test_a_server_that_is_not_it_is_told_nothing(
+    postgres: RdsPostgres, name: str, s3: dict[str, str], start: Start, wrong: dict[str, str]
+) -> None:
+    """No token goes there, from the migration's task or a server, nor from one that follows a rotation."""
+    before = len(postgres.asked)
+    rotated = {"DATABASE_SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:222222222222:secret:database-AbCdEf"}
+    assert_refused(
+        start(name, "migrate", **SETUP, **BY_TOKEN, DATABASE_OWNER=OWNER, **wrong), MASTER_PASSWORD
+    )
+    assert_refused(start(name, **BY_TOKEN, **wrong), ROLE["AWS_SECRET_ACCESS_KEY"])
+    assert_refused(start(name, **BY_PASSWORD, **rotated, **wrong), PASSWORD)
+    assert len(postgres.asked) == before

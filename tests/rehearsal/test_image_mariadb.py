@@ -12,6 +12,7 @@ import pytest
 
 from rehearsal.mariadb import connect
 
+from .impostors import IMPOSTORS, assert_refused
 from .mariadb import MASTER, NEEDS_MARIADB, PASSWORD, MariaDB
 from .test_image_entrypoint import ENTRYPOINT, IMAGE, Task
 
@@ -182,6 +183,14 @@ def test_what_cannot_be_used_ends_in_a_sentence(mariadb: MariaDB, run: Run) -> N
     with mariadb.connect("taken_plan") as connection, connection.cursor() as cursor:
         cursor.execute("SHOW TABLES")
         assert cursor.fetchall() == (("precious",),)
+
+
+@pytest.mark.parametrize("wrong", IMPOSTORS.values(), ids=IMPOSTORS)
+def test_a_server_that_is_not_it_is_refused(mariadb: MariaDB, run: Run, wrong: dict[str, str]) -> None:
+    """By a server that follows a rotation, too, and so opens its connections itself."""
+    rotated = {"DATABASE_SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:222222222222:secret:database-AbCdEf"}
+    assert_refused(run("unused", [*ENTRYPOINT, "migrate"], **GO, **wrong), PASSWORD)
+    assert_refused(run("unused", [*ENTRYPOINT], **rotated, **wrong), PASSWORD)
 
 
 def test_the_servers_own_user(mariadb: MariaDB, run: Run) -> None:

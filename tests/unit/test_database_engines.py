@@ -149,7 +149,7 @@ def test_both_tasks_reach_it_and_no_one_else(dev: Platform, database: Resource) 
     for stack in ("tracking", "migration"):
         given = dev.variables(stack)
         assert given["DATABASE_ENGINE"] == ("mysql" if mysql else "postgresql")
-        assert given["DATABASE_SSLMODE"] == "require"
+        assert given["DATABASE_SSLMODE"] == "verify-full"
         assert given["DATABASE_HOST"].startswith(f"<{database.path}.Endpoint")
         assert given["DATABASE_PORT"] in (str(port), f"<{database.path}.Endpoint.Port>")
     opened = [

@@ -85,7 +85,7 @@ def test_the_image_is_told_how_it_signs_in(by_token: Platform) -> None:
     for stack in TASKS:
         given = by_token.variables(stack)
         assert (given["DATABASE_SIGN_IN"], given["DATABASE_USER"]) == ("iam", "mlflow_server_iam")
-        assert given["DATABASE_SSLMODE"] == "require", "a token travels as it is"
+        assert given["DATABASE_SSLMODE"] == "verify-full", "a token travels as it is"
         assert ("DATABASE_OWNER" in given) is (stack == "migration")
     assert by_token.variables("migration")["DATABASE_OWNER"] == "mlflow_server"
     described = (ROOT / "mlflow_image" / "settings.py").read_text(encoding="utf-8")

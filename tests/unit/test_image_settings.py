@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import trustme
 from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "mlflow_image"))
@@ -221,12 +222,29 @@ def test_a_variable_that_would_be_ignored_is_refused(name: str) -> None:
     assert problem.startswith(f"{name} is set, but")
 
 
-def test_a_verified_connection_needs_an_authority(tmp_path: Path) -> None:
-    [problem] = problems(DATABASE_SSLMODE="verify-full")
-    assert problem.startswith("PGSSLROOTCERT")
+def test_rds_is_believed_unless_another_authority_is_named(tmp_path: Path) -> None:
+    verified = GOOD | {"DATABASE_SSLMODE": "verify-full"}
+    database, _ = settings.read(verified)
+    assert database.authority == str(settings.RDS_CA)
     authority = tmp_path / "authority.pem"
-    authority.touch()
-    settings.read(GOOD | {"DATABASE_SSLMODE": "verify-full", "PGSSLROOTCERT": str(authority)})
+    trustme.CA().cert_pem.write_to_path(str(authority))
+    database, _ = settings.read(verified | {"DATABASE_SSLROOTCERT": str(authority)})
+    assert parse_qs(urlsplit(database.uri()).query)["sslrootcert"] == [str(authority)]
+    # libpq would look at the certificate after all, and not at the name in it.
+    database, _ = settings.read(verified | {"DATABASE_SSLMODE": "require"})
+    assert "sslrootcert" not in database.uri()
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+def test_an_authority_that_cannot_be_read_is_refused(tmp_path: Path, content: str | None) -> None:
+    authority = tmp_path / "authority.pem"
+    if content is not None:
+        authority.write_text(content)
+    [problem] = problems(DATABASE_SSLMODE="verify-full", DATABASE_SSLROOTCERT=str(authority))
+    assert problem.startswith(f"DATABASE_SSLROOTCERT is '{authority}', which cannot be used (")
+    assert problem.endswith(
+        "name a PEM file with the authority that signed the database server's certificate."
+    )
 
 
 def test_the_password_is_in_no_message() -> None:

@@ -45,7 +45,7 @@ def test_numbers_may_come_as_strings() -> None:
             "TaskDefinition": "arn",
             "DesiredCount": "2",
             "DeploymentConfiguration": {"DeploymentCircuitBreaker": {"Enable": "true"}},
-            "Rehearsal": {"credentials": credentials, "log_dir": "logs"},
+            "Rehearsal": {"credentials": credentials, "log_dir": "logs", "database_authority": "ca"},
         },
     )
     assert service.desired_count == 2

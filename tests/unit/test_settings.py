@@ -683,6 +683,13 @@ def test_a_base_image_is_pinned_by_its_digest(tmp_path: Path) -> None:
         # environments that do not go together
         (
             'account = "222222222222"\nregion = "eu-west-1"',
+            'account = "222222222222"\nregion = "il-central-1"',
+            'environments.dev.region = "il-central-1": mlflow_image/rds_ca.pem has no authority of RDS there, so that the'
+            " server would take its database for an impostor; append what is at"
+            " https://truststore.pki.rds.amazonaws.com/il-central-1/il-central-1-bundle.pem, and run `make rds-ca`",
+        ),
+        (
+            'account = "222222222222"\nregion = "eu-west-1"',
             'account = "222222222222"\nregion = "eu-north-1"',
             'environments.dev.region = "eu-north-1": the pipeline does not cross regions; use tooling.region ='
             ' "eu-west-1"',
