@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from rehearsal import names
 from rehearsal.accounts import Accounts
 from rehearsal.build import Build, Builder, BuildFailed
 from rehearsal.cloudformation import CloudFormation, Interrupted, Resource, Stack, StackFailed
@@ -268,6 +269,7 @@ class Execution:
                     variables={
                         "CODEBUILD_RESOLVED_SOURCE_VERSION": self.record.commit,
                         "CODEBUILD_INITIATOR": f"codepipeline/{self.pipeline.physical.id}",
+                        **names.variables(self._names(account, region)),
                     },
                     aws={
                         **self._accounts.environment(region),
@@ -349,6 +351,15 @@ class Execution:
                     if resource.type == "AWS::CodeBuild::Project" and resource.physical.id == name:
                         return resource
         raise ActionFailed(f"there is no CodeBuild project {name} in {account}/{region}")
+
+    def _names(self, account: str, region: str) -> list[names.Named]:
+        """The environments of an account that have a name of their own."""
+        found = (
+            names.named(stack, self._state)
+            for stack in self._cloudformation.stacks()
+            if (stack.account, stack.region) == (account, region)
+        )
+        return [one for one in found if one]
 
     def _declared(self, stage: str) -> Mapping[str, Any]:
         stages = self.pipeline.properties["Stages"]

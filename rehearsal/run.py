@@ -29,6 +29,7 @@ from rehearsal.engine import choose, chosen, remove_labelled, usable_engine
 from rehearsal.executions import AUTOMATED_ROLLBACK, PUSH, START, Executions, Record
 from rehearsal.host import HostClient, HostError
 from rehearsal.images import ImageStore
+from rehearsal.names import named
 from rehearsal.pipeline import Execution, Mutated, Say, export, pipeline_of
 from rehearsal.processes import ProcessRegistry
 from rehearsal.report import Report, declared_types, table
@@ -263,6 +264,8 @@ class Rehearsal:
                 f"{name:<8} {environment['url']}   {environment['tasks']} tasks"
                 f"   {f'commit {commit[:12]}' if commit else ''}".rstrip()
             )
+            if environment["ask"]:
+                say(f"{'':<8} {environment['ask']}")
             for alarm in environment["alarms"]:
                 say(f"{'':<8} alarm {alarm['alarm']} went off at {alarm['at']}: {alarm['reason']}")
         if content["environments"]:
@@ -448,6 +451,7 @@ class Rehearsal:
                 tasks, changes = [], []
             found[tags.get("environment", stack.name)] = {
                 "url": stack.outputs["Url"],
+                "ask": own_name.ask if (own_name := named(stack, self._state)) else None,
                 "account": stack.account,
                 "region": stack.region,
                 "tasks": len(tasks),

@@ -133,6 +133,14 @@ class Listener(_Routing):
 
     kind, parent = "listener", "LoadBalancerArn"
 
+    def _put(self, place: Place, arn: str, properties: Properties) -> Physical:
+        if any(action["Type"] == "authenticate-oidc" for action in properties["DefaultActions"]):
+            raise ResourceFailed(
+                'auth = "oidc" is not rehearsed: a provider of your own knows no environment on this machine; rehearse with'
+                ' auth = "cognito", for whose user pool a provider on this machine stands in'
+            )
+        return super()._put(place, arn, properties)
+
 
 class ListenerRule(_Routing):
     """AWS::ElasticLoadBalancingV2::ListenerRule."""

@@ -26,6 +26,8 @@ from rehearsal.cloudformation import (
 from rehearsal.resources import providers
 from rehearsal.resources.declared import Declared
 
+from .assembly import Platform
+
 ACCOUNT, REGION, STACK = "222222222222", "eu-west-1", "mlflow-dev-data"
 
 
@@ -426,3 +428,12 @@ def test_cloudfront_is_refused_with_what_to_do(tmp_path: Path) -> None:
     template = {"Resources": {"Edge": {"Type": "AWS::CloudFront::Distribution", "Properties": {}}}}
     with pytest.raises(StackFailed, match='rehearse with exposure = "internal"'):
         cloudformation.deploy(ACCOUNT, REGION, STACK, template, print)
+
+
+def test_sign_in_by_a_provider_of_ones_own_is_refused_in_a_sentence(oidc_platform: Platform) -> None:
+    listener = oidc_platform.only("AWS::ElasticLoadBalancingV2::Listener")
+    place = Place(ACCOUNT, REGION, STACK, None, Path(), print, None)  # type: ignore[arg-type]
+    with pytest.raises(
+        ResourceFailed, match=r'auth = "oidc" is not rehearsed.*rehearse with auth = "cognito"'
+    ):
+        providers()[listener.type].create(place, "Listener", listener.properties)
