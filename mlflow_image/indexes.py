@@ -1,8 +1,8 @@
 """The indexes that MLflow's searches want and MLflow does not make.
 
-Its table of runs has its primary key only, so each list of an experiment's runs reads and sorts all of them. An index
-changes nothing that a server of any version sees. None is worth stopping a release for: what cannot be made now, because
-a long transaction is in the way, the next `migrate` tries again.
+Its table of runs has its primary key only, so each list of an experiment's runs reads and sorts all of them; so does one
+that is ordered by a metric. An index changes nothing that a server of any version sees. None is worth stopping a release
+for: what cannot be made now, because a long transaction is in the way, the next `migrate` tries again.
 """
 
 from contextlib import suppress
@@ -21,6 +21,8 @@ INDEXES = {
         "start_time DESC, run_uuid)"
     ),
     "platform_runs_newest_first": "runs (experiment_id, lifecycle_stage, start_time DESC, run_uuid)",
+    # The values of a metric in order, of all experiments, for `speed_order.py`.
+    "platform_metrics_by_value": "latest_metrics (key, is_nan, value, run_uuid)",
 }
 # CONCURRENTLY lets requests go on, and waits for every transaction that began before; no longer than this for each.
 WAIT_SECONDS = 60

@@ -59,6 +59,12 @@ def _search(_application: Any) -> None:
     speed_search.apply()
 
 
+def _order(_application: Any) -> None:
+    import speed_order
+
+    speed_order.apply()
+
+
 def _history(_application: Any) -> None:
     import speed_history
 
@@ -107,8 +113,8 @@ def _artifacts(application: Any) -> None:
     speed_artifacts.apply(application)
 
 
-# The search comes before json, which replaces what both were verified for. The collector comes last, because it freezes what
-# the others have loaded.
+# The search comes before json, which replaces what both were verified for, and runs before order for the same reason. The
+# collector comes last, because it freezes what the others have loaded.
 REGISTRY = "mlflow.store.model_registry.sqlalchemy_store:SqlAlchemyStore"
 STORE = "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore"
 JSON = {
@@ -154,6 +160,22 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_model_outputs_bulk": "c4f5e9ee613b396a",
             "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.update_run_info": "14938c2a7fe61092",
             "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
+        },
+    ),
+    Change(
+        "order",
+        _order,
+        {
+            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._search_runs": "5235efb440f86762",
+            "mlflow.store.tracking.sqlalchemy_store:_get_orderby_clauses": "c048293f9b23c520",
+            "mlflow.store.tracking.sqlalchemy_store:_get_sqlalchemy_filter_clauses": "faede20adc4b42a6",
+            "mlflow.store.tracking.dbmodels.models:SqlLatestMetric": "dcd66eadd915ae06",
+            "mlflow.store.tracking.dbmodels.models:SqlParam": "8642ca9285e4df2a",
+            "mlflow.store.tracking.dbmodels.models:SqlTag": "550a6b9635d9091f",
+            "mlflow.utils.search_utils:SearchUtils.get_sql_comparison_func": "fc85eb2277bef52b",
+            "mlflow.utils.search_utils:SearchUtils.parse_order_by_for_search_runs": "2b2e43930722e236",
+            "mlflow.utils.search_utils:SearchUtils.is_metric": "eb3d66617374b183",
+            "mlflow.utils.search_utils:SearchUtils.translate_key_alias": "ba25366ff2aba9d4",
         },
     ),
     Change(

@@ -21,7 +21,10 @@ import indexes
 postgres, s3, start, template = image.postgres, image.s3, image.start, image.template  # fixtures
 
 MADE, THERE = dict.fromkeys(indexes.INDEXES, "made"), dict.fromkeys(indexes.INDEXES, "there")
-VALID = "SELECT relname, indisvalid FROM pg_index JOIN pg_class ON oid = indexrelid WHERE relname LIKE 'platform_runs%'"
+VALID = (
+    "SELECT relname, indisvalid FROM pg_index JOIN pg_class ON oid = indexrelid "
+    "WHERE relname ~ '^platform_(runs|metrics)_'"
+)
 
 
 def migrate(start: Start, name: str, assignments: str = "") -> Any:
@@ -53,14 +56,14 @@ def test_a_schema_that_is_up_to_date_gets_what_it_lacks(
 
 def test_one_whose_making_was_cut_off_is_made_anew(postgres: Postgres, template: str, start: Start) -> None:
     name = postgres.create("indexes_invalid", template)
-    first, second = indexes.INDEXES
+    first, *others = indexes.INDEXES
     with postgres.connect(name) as connection:
         connection.execute(
             f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{first}'::regclass".encode()
         )
-    assert found(postgres, name) == {first: False, second: True}
-    assert migrate(start, name) == {first: "made", second: "there"}
-    assert found(postgres, name) == {first: True, second: True}
+    assert found(postgres, name) == {first: False, **dict.fromkeys(others, True)}
+    assert migrate(start, name) == {first: "made", **dict.fromkeys(others, "there")}
+    assert found(postgres, name) == dict.fromkeys(indexes.INDEXES, True)
 
 
 def test_a_long_transaction_does_not_stop_the_release(
@@ -69,7 +72,7 @@ def test_a_long_transaction_does_not_stop_the_release(
     name = postgres.create("indexes_busy", template)
     drop(postgres, name)
     with postgres.connect(name) as busy, busy.transaction():
-        busy.execute("LOCK TABLE runs IN ROW EXCLUSIVE MODE")
+        busy.execute("LOCK TABLE runs, latest_metrics IN ROW EXCLUSIVE MODE")
         told = migrate(start, name, "import indexes; indexes.WAIT_SECONDS = 1")
     assert all(state.startswith("not made: ") and "lock timeout" in state for state in told.values()), told
     assert migrate(start, name) == MADE
