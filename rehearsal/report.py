@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ class Report:
         self._state = state
         self._started = datetime.now(UTC)
         self._commit = commit
+        self._writing = threading.Lock()
         self.executions: list[Execution] = []
         self.rollback: Execution | None = None
         self.notes: list[str] = []
@@ -49,7 +51,16 @@ class Report:
     def write(
         self, *, image: str | None, tasks: str, environments: dict[str, Any], declared: dict[str, int]
     ) -> dict[str, Any]:
-        """Write both files and return what report.json holds. `tasks` are containers or processes."""
+        """Write both files and return what report.json holds. `tasks` are containers or processes.
+
+        Actions that run side by side end side by side, and each writes: one at a time, so that the last is the newest.
+        """
+        with self._writing:
+            return self._write(image, tasks, environments, declared)
+
+    def _write(
+        self, image: str | None, tasks: str, environments: dict[str, Any], declared: dict[str, int]
+    ) -> dict[str, Any]:
         stages = self.executions[-1].stages if self.executions else []
         content = {
             "commit": self._commit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +179,18 @@ def test_an_environment_without_an_image(tmp_path: Path) -> None:
     report = Report(tmp_path, COMMIT)
     report.write(image=None, tasks="processes", environments={"dev": {**DEV, "image": None}}, declared={})
     assert "Image none" in page(tmp_path).text
+
+
+def test_actions_that_end_side_by_side_write_one_after_the_other(tmp_path: Path) -> None:
+    report = Report(tmp_path, COMMIT)
+    report.executions = [cast(Execution, SimpleNamespace(stages=stages(tmp_path)))]
+
+    def write(_: int) -> None:
+        report.write(image=DIGEST, tasks="processes", environments={"dev": DEV}, declared={})
+
+    with ThreadPoolExecutor(8) as actions:
+        assert len(list(actions.map(write, range(40)))) == 40
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["image"] == DIGEST
 
 
 def test_declared_types_are_counted() -> None:
