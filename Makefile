@@ -75,7 +75,7 @@ check: venv node ## What the pipeline's Build stage runs: lint, types, synth, cd
 DRILLING = ASSEMBLY=cdk.out DRILL_FIGURES=$(CURDIR)/.drills.jsonl $(BIN)/python -m pytest
 FIRST_DRILLS := tests/drills/test_bad_releases.py tests/drills/test_mysql.py
 
-test: check ## All tests: check, rehearsal, drills (about 40 minutes); what needs a missing program is skipped
+test: check ## All tests: check, rehearsal, drills (about an hour); what needs a missing program is skipped
 	@rm -f .drills.jsonl
 	@$(MAKE) --no-print-directory -j3 first-drills other-drills rehearsal-tests
 
