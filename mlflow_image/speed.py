@@ -6,6 +6,8 @@ the server is as slow as MLflow's, and as right. `MLFLOW_SPEED=off` turns all of
 (`MLFLOW_SPEED=json,requests`) leaves on what it lists.
 """
 
+import ast
+import functools
 import gc
 import hashlib
 import importlib
@@ -30,6 +32,15 @@ class Change:
     verified: dict[str, str]
 
 
+def _of(module: str) -> Callable[[Any], None]:
+    """Put in place what a module of that name changes in MLflow, loaded when it is asked for."""
+
+    def apply(_application: Any) -> None:
+        importlib.import_module(module).apply()
+
+    return apply
+
+
 def _collector(_application: Any) -> None:
     """Take what the imports made out of the garbage collector's sight, and let it look less often.
 
@@ -39,66 +50,6 @@ def _collector(_application: Any) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-def _json(_application: Any) -> None:
-    import speed_json
-
-    speed_json.apply()
-
-
-def _runs(_application: Any) -> None:
-    import speed_runs
-
-    speed_runs.apply()
-
-
-def _search(_application: Any) -> None:
-    import speed_search
-
-    speed_search.apply()
-
-
-def _order(_application: Any) -> None:
-    import speed_order
-
-    speed_order.apply()
-
-
-def _history(_application: Any) -> None:
-    import speed_history
-
-    speed_history.apply()
-
-
-def _writes(_application: Any) -> None:
-    import speed_writes
-
-    speed_writes.apply()
-
-
-def _traces(_application: Any) -> None:
-    import speed_traces
-
-    speed_traces.apply()
-
-
-def _starts(_application: Any) -> None:
-    import speed_starts
-
-    speed_starts.apply()
-
-
-def _registry(_application: Any) -> None:
-    import speed_registry
-
-    speed_registry.apply()
-
-
-def _database(_application: Any) -> None:
-    import speed_database
-
-    speed_database.apply()
 
 
 def _requests(application: Any) -> None:
@@ -113,10 +64,12 @@ def _artifacts(application: Any) -> None:
     speed_artifacts.apply(application)
 
 
-# The search comes before json, which replaces what both were verified for, and runs before order for the same reason. The
-# collector comes last, because it freezes what the others have loaded.
+STORE, TABLES = (
+    "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore",
+    "mlflow.store.tracking.dbmodels.models",
+)
 REGISTRY = "mlflow.store.model_registry.sqlalchemy_store:SqlAlchemyStore"
-STORE = "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore"
+REGISTRY_TABLES = "mlflow.store.model_registry.dbmodels.models"
 JSON = {
     "mlflow.utils.proto_json_utils:message_to_json": "a9b66a85e21d0f11",
     "mlflow.utils.proto_json_utils:_mark_int64_fields": "4a16634e0d8ca868",
@@ -124,10 +77,12 @@ JSON = {
     "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
     "google.protobuf.json_format:_Printer": "cefb42690467f65a",
 }
+# The search comes before json, which replaces what both were verified for, and runs before order for the same reason. The
+# collector comes last, because it freezes what the others have loaded.
 CHANGES = (
     Change(
         "search",
-        _search,
+        _of("speed_search"),
         {
             **JSON,
             "mlflow.server.handlers:_search_runs": "7549b2693d063100",
@@ -141,37 +96,37 @@ CHANGES = (
             "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",
         },
     ),
-    Change("json", _json, JSON),
+    Change("json", _of("speed_json"), JSON),
     Change(
         "runs",
-        _runs,
+        _of("speed_runs"),
         {
-            "mlflow.store.tracking.dbmodels.models:SqlRun.to_mlflow_entity": "dd189709d05fa35f",
-            "mlflow.store.tracking.dbmodels.models:SqlLatestMetric.to_mlflow_entity": "ed77c08f03d747e1",
-            "mlflow.store.tracking.dbmodels.models:SqlParam.to_mlflow_entity": "5bc5d986f2dc739c",
-            "mlflow.store.tracking.dbmodels.models:SqlTag.to_mlflow_entity": "26434edff5d9f90b",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_eager_run_query_options": "330a2eef9e9f2cc6",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._search_runs": "5235efb440f86762",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_run": "bd060906b88f7c59",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_run": "bdb42651147d8265",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_run_inputs": "48b091ad4c46c6d1",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_model_inputs": "e1fd61eddced1a35",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_model_outputs": "469fc35c666741a3",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_model_outputs_bulk": "c4f5e9ee613b396a",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.update_run_info": "14938c2a7fe61092",
+            f"{TABLES}:SqlRun.to_mlflow_entity": "dd189709d05fa35f",
+            f"{TABLES}:SqlLatestMetric.to_mlflow_entity": "ed77c08f03d747e1",
+            f"{TABLES}:SqlParam.to_mlflow_entity": "5bc5d986f2dc739c",
+            f"{TABLES}:SqlTag.to_mlflow_entity": "26434edff5d9f90b",
+            f"{STORE}._get_eager_run_query_options": "330a2eef9e9f2cc6",
+            f"{STORE}._search_runs": "5235efb440f86762",
+            f"{STORE}.get_run": "bd060906b88f7c59",
+            f"{STORE}._get_run": "bdb42651147d8265",
+            f"{STORE}._get_run_inputs": "48b091ad4c46c6d1",
+            f"{STORE}._get_model_inputs": "e1fd61eddced1a35",
+            f"{STORE}._get_model_outputs": "469fc35c666741a3",
+            f"{STORE}._get_model_outputs_bulk": "c4f5e9ee613b396a",
+            f"{STORE}.update_run_info": "14938c2a7fe61092",
             "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
         },
     ),
     Change(
         "order",
-        _order,
+        _of("speed_order"),
         {
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._search_runs": "5235efb440f86762",
+            f"{STORE}._search_runs": "5235efb440f86762",
             "mlflow.store.tracking.sqlalchemy_store:_get_orderby_clauses": "c048293f9b23c520",
             "mlflow.store.tracking.sqlalchemy_store:_get_sqlalchemy_filter_clauses": "faede20adc4b42a6",
-            "mlflow.store.tracking.dbmodels.models:SqlLatestMetric": "dcd66eadd915ae06",
-            "mlflow.store.tracking.dbmodels.models:SqlParam": "8642ca9285e4df2a",
-            "mlflow.store.tracking.dbmodels.models:SqlTag": "550a6b9635d9091f",
+            f"{TABLES}:SqlLatestMetric": "dcd66eadd915ae06",
+            f"{TABLES}:SqlParam": "8642ca9285e4df2a",
+            f"{TABLES}:SqlTag": "550a6b9635d9091f",
             "mlflow.utils.search_utils:SearchUtils.get_sql_comparison_func": "fc85eb2277bef52b",
             "mlflow.utils.search_utils:SearchUtils.parse_order_by_for_search_runs": "2b2e43930722e236",
             "mlflow.utils.search_utils:SearchUtils.is_metric": "eb3d66617374b183",
@@ -180,39 +135,39 @@ CHANGES = (
     ),
     Change(
         "history",
-        _history,
+        _of("speed_history"),
         {
             "mlflow.server.handlers:_get_metric_history": "36f50171b2d09e85",
             "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
             "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.get_metric_history": "2dc49cb772ee972b",
-            "mlflow.store.tracking.dbmodels.models:SqlMetric.to_mlflow_entity": "ed77c08f03d747e1",
+            f"{STORE}.get_metric_history": "2dc49cb772ee972b",
+            f"{TABLES}:SqlMetric.to_mlflow_entity": "ed77c08f03d747e1",
             "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",
         },
     ),
     Change(
         "writes",
-        _writes,
+        _of("speed_writes"),
         {
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.log_batch": "5616623d30fd5426",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.log_metric": "6879e33b0b4706d9",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_metrics": "0affe82445dca798",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_metrics_once": "f1c94a7256af5033",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._update_latest_metrics_if_necessary": "9a68eb580f007f5e",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.sanitize_metric_value": "6552ab68700c2dcd",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_params": "35754b45b5a5d30a",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_model_metrics": "9d372bcc541d31f6",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._set_tags": "a47520dc63cd5d01",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._check_run_is_active": "2d0a464a2b7cfff5",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._run_with_deadlock_retry": "70d4e3178cd9770f",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._get_query": "51b53ba62c602fca",
+            f"{STORE}.log_batch": "5616623d30fd5426",
+            f"{STORE}.log_metric": "6879e33b0b4706d9",
+            f"{STORE}._log_metrics": "0affe82445dca798",
+            f"{STORE}._log_metrics_once": "f1c94a7256af5033",
+            f"{STORE}._update_latest_metrics_if_necessary": "9a68eb580f007f5e",
+            f"{STORE}.sanitize_metric_value": "6552ab68700c2dcd",
+            f"{STORE}._log_params": "35754b45b5a5d30a",
+            f"{STORE}._log_model_metrics": "9d372bcc541d31f6",
+            f"{STORE}._set_tags": "a47520dc63cd5d01",
+            f"{STORE}._check_run_is_active": "2d0a464a2b7cfff5",
+            f"{STORE}._run_with_deadlock_retry": "70d4e3178cd9770f",
+            f"{STORE}._get_query": "51b53ba62c602fca",
             "mlflow.utils.validation:_validate_batch_log_data": "1f02c1f067b65111",
             "mlflow.entities.metric:Metric.__eq__": "6756044cd9f0d65f",
         },
     ),
     Change(
         "traces",
-        _traces,
+        _of("speed_traces"),
         {
             f"{STORE}._log_spans_once": "6abc5a23ddf61e7e",
             f"{STORE}._update_trace_info_attributes": "a5ee16cac0cba879",
@@ -222,15 +177,15 @@ CHANGES = (
             "mlflow.store.tracking.sqlalchemy_store:_bulk_upsert": "4e227a4061834562",
             "mlflow.store.tracking.sqlalchemy_store:_upsert_batch": "f61a8cbd053a88b4",
             "mlflow.store.tracking.sqlalchemy_store:_span_aggregation_node": "1ce32d22e8acfbf8",
-            "mlflow.store.tracking.dbmodels.models:SqlTraceInfo": "b5568d7775e09fa2",
-            "mlflow.store.tracking.dbmodels.models:SqlTraceTag": "6b7b8fc9400339e9",
-            "mlflow.store.tracking.dbmodels.models:SqlTraceMetadata": "3786f10043dd383a",
-            "mlflow.store.tracking.dbmodels.models:SqlSpan": "28cae248fdce0bc8",
+            f"{TABLES}:SqlTraceInfo": "b5568d7775e09fa2",
+            f"{TABLES}:SqlTraceTag": "6b7b8fc9400339e9",
+            f"{TABLES}:SqlTraceMetadata": "3786f10043dd383a",
+            f"{TABLES}:SqlSpan": "28cae248fdce0bc8",
         },
     ),
     Change(
         "starts",
-        _starts,
+        _of("speed_starts"),
         {
             f"{STORE}.get_experiment": "2a9f494743d247ce",
             f"{STORE}._get_experiment": "e0b652dfc2f17b39",
@@ -240,16 +195,16 @@ CHANGES = (
             f"{STORE}.update_run_info": "14938c2a7fe61092",
             f"{STORE}._get_run": "bdb42651147d8265",
             f"{STORE}._get_query": "51b53ba62c602fca",
-            "mlflow.store.tracking.dbmodels.models:SqlRun": "e4c00dea58e01e06",
-            "mlflow.store.tracking.dbmodels.models:SqlExperiment": "96063051fa70d15c",
-            "mlflow.store.tracking.dbmodels.models:SqlExperimentTag": "2c67947761871edd",
+            f"{TABLES}:SqlRun": "e4c00dea58e01e06",
+            f"{TABLES}:SqlExperiment": "96063051fa70d15c",
+            f"{TABLES}:SqlExperimentTag": "2c67947761871edd",
             "mlflow.entities.run_info:RunInfo": "20b550ef731eed9e",
             "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
         },
     ),
     Change(
         "registry",
-        _registry,
+        _of("speed_registry"),
         {
             f"{REGISTRY}.get_model_version_by_alias": "a41cb6cbd4c0bf43",
             f"{REGISTRY}._get_registered_model": "a0e61037ee3ab48f",
@@ -262,19 +217,19 @@ CHANGES = (
             f"{REGISTRY}.set_registered_model_alias": "512b55b3de340d96",
             f"{REGISTRY}._get_active_workspace": "e36c4c1d9f63e58a",
             f"{REGISTRY}._get_query": "92c8c82ee432cbf2",
-            "mlflow.store.model_registry.dbmodels.models:SqlModelVersion": "ed8e9928ff8f1aaf",
-            "mlflow.store.model_registry.dbmodels.models:SqlModelVersionTag": "277ee0db4ada0549",
-            "mlflow.store.model_registry.dbmodels.models:SqlRegisteredModelAlias": "cd9d7d6452639314",
+            f"{REGISTRY_TABLES}:SqlModelVersion": "ed8e9928ff8f1aaf",
+            f"{REGISTRY_TABLES}:SqlModelVersionTag": "277ee0db4ada0549",
+            f"{REGISTRY_TABLES}:SqlRegisteredModelAlias": "cd9d7d6452639314",
         },
     ),
     Change(
         "database",
-        _database,
+        _of("speed_database"),
         {
             "mlflow.store.db.utils:_get_managed_session_maker": "1f18307528cb24b6",
             "mlflow.store.db.utils:_get_routing_session_maker": "1df525f636ca97fe",
-            "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.__init__": "bdd2e1a3d33927c3",
-            "mlflow.store.model_registry.sqlalchemy_store:SqlAlchemyStore.__init__": "b9b2486e52a57d94",
+            f"{STORE}.__init__": "bdd2e1a3d33927c3",
+            f"{REGISTRY}.__init__": "b9b2486e52a57d94",
         },
     ),
     Change(
@@ -355,7 +310,27 @@ def digest(place: str) -> str:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-        source = inspect.getsource(found)
+        source = _source(found)
     except (ImportError, AttributeError, OSError, TypeError):
         return "missing"
     return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _source(found: Any) -> str:
+    """What `inspect` gives, which parses the whole module anew for each class."""
+    file = inspect.getsourcefile(found) or "" if inspect.isclass(found) else ""
+    begins = _classes(file).get(found.__qualname__) if file else None
+    if begins is None:
+        return inspect.getsource(found)
+    return "".join(inspect.getblock(linecache.getlines(file)[begins:]))
+
+
+@functools.cache
+def _classes(file: str) -> dict[str, int]:
+    """The line, from zero on, where each class of a file begins, decorators included."""
+    module = ast.parse("".join(linecache.getlines(file)))
+    return {
+        node.name: min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 1
+        for node in module.body
+        if isinstance(node, ast.ClassDef)
+    }

@@ -125,9 +125,8 @@ class ImageStore:
         layer = self._directory / "layers" / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
         layer.parent.mkdir(parents=True, exist_ok=True)
         with layer.with_suffix(".lock").open("w") as alone:
-            fcntl.flock(
-                alone, fcntl.LOCK_EX
-            )  # two builds of the same packages must not write into one folder
+            # Two builds of the same packages must not write into one folder.
+            fcntl.flock(alone, fcntl.LOCK_EX)
             if not (layer / ".complete").exists():
                 shutil.rmtree(layer, ignore_errors=True)
                 python = layer / "bin" / "python"

@@ -63,17 +63,7 @@ ENDS: dict[str, tuple[Any, ...]] = {
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Puts the change in place, until the test ends."""
-    stock = {
-        name: getattr(SqlAlchemyStore, name) for name in ("get_experiment", "create_run", "update_run_info")
-    }
-
-    def apply() -> None:
-        for name, method in stock.items():  # so that they are put back
-            monkeypatch.setattr(SqlAlchemyStore, name, method)
-        speed_starts.apply()
-
-    return apply
+    return writes.until_the_end(monkeypatch, speed_starts, "get_experiment", "create_run", "update_run_info")
 
 
 @pytest.fixture

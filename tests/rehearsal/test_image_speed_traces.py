@@ -117,14 +117,7 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Puts the change in place, until the test ends."""
-    stock = SqlAlchemyStore._log_spans_once
-
-    def apply() -> None:
-        monkeypatch.setattr(SqlAlchemyStore, "_log_spans_once", stock)  # so that it is put back
-        speed_traces.apply()
-
-    return apply
+    return writes.until_the_end(monkeypatch, speed_traces, "_log_spans_once")
 
 
 @pytest.fixture(scope="module")

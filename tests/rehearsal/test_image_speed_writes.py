@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -80,17 +81,21 @@ def store(postgres: Postgres, template: str) -> Iterator[SqlAlchemyStore]:
         store.engine.dispose()
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Puts the change in place, until the test ends."""
-    stock = {name: getattr(SqlAlchemyStore, name) for name in ("log_batch", "_log_metrics_once")}
+def until_the_end(monkeypatch: pytest.MonkeyPatch, change: ModuleType, *methods: str) -> Callable[[], None]:
+    """What puts a change of these methods of the store in place, until the test ends."""
+    stock = {name: getattr(SqlAlchemyStore, name) for name in methods}
 
     def apply() -> None:
         for name, method in stock.items():  # so that they are put back
             monkeypatch.setattr(SqlAlchemyStore, name, method)
-        speed_writes.apply()
+        change.apply()
 
     return apply
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return until_the_end(monkeypatch, speed_writes, "log_batch", "_log_metrics_once")
 
 
 @pytest.fixture
