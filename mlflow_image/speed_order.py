@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 FEW = 1_000  # runs: sorted in a millisecond or two
 WALK = 5_000  # values, of all experiments: some 10 ms at worst; enough where a run in a hundred is asked for
 DEEPEST = 100_000  # runs before the page
-BELIEVED_SECONDS = 60.0  # that there are few runs: counting them costs a small experiment a tenth of its search
+BELIEVED_SECONDS = 60.0  # that there are few runs: counting them is a tenth of a small experiment's search
 
 _few_until: dict[Any, float] = {}
 
