@@ -1,8 +1,8 @@
 """The server of the rehearsed accounts: moto, with running tasks and snapshots that are real, and three things about IAM
 that it does not know.
 
-Running tasks are `ecs_api`'s, snapshots `rds_api`'s, pipeline executions `codepipeline_api`'s, rotated passwords
-`secrets_api`'s.
+Running tasks are `ecs_api`'s, snapshots `rds_api`'s, tokens for databases `rds_tokens`'s, pipeline executions
+`codepipeline_api`'s, rotated passwords `secrets_api`'s.
 
 Which resource a call is about: moto weighs a policy's resources only for services that say so (IAM, STS, SQS, S3); for
 all others it asks about `*`, which a least-privilege policy does not allow. Its own hook tells it here for the services
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -35,9 +35,8 @@ from werkzeug.serving import WSGIRequestHandler, run_simple
 from rehearsal.codepipeline_api import answer_codepipeline
 from rehearsal.ecs_api import answer_ecs
 from rehearsal.rds_api import answer_rds
+from rehearsal.rds_tokens import Application, answer_tokens
 from rehearsal.secrets_api import answer_secrets_manager
-
-Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 _PRESIGNED = "X-Rehearsal-Presigned"
 
@@ -134,7 +133,8 @@ def main() -> None:
     answer_rds(options.state)
     answer_secrets_manager()
     application = DomainDispatcherApplication(create_backend_app)
-    run_simple("127.0.0.1", options.port, _with_presigned(application), threaded=True, request_handler=_Quiet)
+    answered = answer_tokens(_with_presigned(application))
+    run_simple("127.0.0.1", options.port, answered, threaded=True, request_handler=_Quiet)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,13 @@ from typing import ClassVar
 
 import psutil
 
+from rehearsal.certificates import Certificates
 from rehearsal.ports import LOOPBACK, free_port
 from rehearsal.processes import ProcessRegistry
 
 START_SECONDS = 60
+CERTIFICATES = "certificates"
+"""The folder of the authority, beside those of the servers that it vouches for."""
 
 
 class DatabaseServerError(Exception):
@@ -176,6 +179,16 @@ class DatabaseServer(ABC):
             return self._is_ready(it)
         return False
 
+    def _issue_certificate(self) -> tuple[Path, Path]:
+        """A certificate for loopback, and its key."""
+        # All servers of an account have one authority, as all of a region have on RDS.
+        issued = Certificates(self._directory.parent / CERTIFICATES).issue(LOOPBACK)
+        chain = "".join(part.bytes().decode() for part in issued.cert_chain_pems)
+        return (
+            self._secret_file("certificate.pem", chain),
+            self._secret_file("key.pem", issued.private_key_pem.bytes().decode()),
+        )
+
     def _secret_file(self, name: str, text: str) -> Path:
         """A file that the server alone can read. Who makes it deletes it."""
         file = self._home / name
@@ -209,8 +222,8 @@ def engine_of(directory: Path) -> str:
 
 def remove_files(directory: Path) -> None:
     """Delete what is left of a server that runs no more, or of a copy."""
-    shutil.rmtree(home(directory), ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    for folder in (_short(directory), directory):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def account() -> str | None:
@@ -220,8 +233,17 @@ def account() -> str | None:
 
 def home(directory: Path) -> Path:
     """Where a server's files are: beside its log, or, for root, where nobody may reach them."""
-    if os.geteuid() != 0:
-        return directory
+    return directory if os.geteuid() != 0 else _short(directory)
+
+
+def socket_folder(directory: Path) -> Path:
+    """Where a server's socket is. Its path has room for some hundred characters, whatever the folder's own has."""
+    folder = _short(directory)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _short(directory: Path) -> Path:
     digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
     # Not TMPDIR: every process must find the same server, and the accounts' server has a TMPDIR of its own.
     return Path("/tmp") / f"rehearsal-database-{digest}"  # noqa: S108

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rehearsal.certificates import AUTHORITY
-from rehearsal.database_server import DatabaseServer, engine_of
-from rehearsal.mariadb import CERTIFICATES, MariaDB
+from rehearsal.database_server import CERTIFICATES, DatabaseServer, engine_of
+from rehearsal.iam_postgres import beside
+from rehearsal.mariadb import MariaDB
 from rehearsal.postgres import Postgres
 from rehearsal.processes import ProcessRegistry
+from rehearsal.task_roles import CannotStartError
 
 ENGINES: dict[str, type[DatabaseServer]] = {server.engine: server for server in (Postgres, MariaDB)}
 
@@ -21,15 +23,31 @@ def authority(account_directory: Path) -> Path:
 def introduce(environment: dict[str, str], authority: Path) -> list[Path]:
     """Tell a task whom to believe that it is its database, and return the files that it reads for that.
 
-    What it has of its own vouches for RDS. The wheel's PostgreSQL is built without TLS.
+    What it has of its own vouches for RDS. The wheel's PostgreSQL is built without TLS: who signs in with a password does
+    without, and who signs in with a token goes to the proxy that has it.
     """
-    match environment.get("DATABASE_ENGINE"):
-        case "postgresql":
-            environment.pop("DATABASE_SSLMODE", None)
-        case "mysql":
+    match environment.get("DATABASE_ENGINE"), environment.get("DATABASE_SIGN_IN"):
+        case "postgresql", "iam":
+            port = _port_for_tokens(authority.parent.parent, environment["DATABASE_PORT"])
+            environment |= {"DATABASE_PORT": str(port), "DATABASE_SSLROOTCERT": str(authority)}
+        case "mysql", _:
             environment["DATABASE_SSLROOTCERT"] = str(authority)
-            return [authority]
-    return []
+        case "postgresql", _:
+            environment.pop("DATABASE_SSLMODE", None)
+            return []
+        case _:
+            return []
+    return [authority]
+
+
+def _port_for_tokens(databases: Path, port: str) -> int:
+    for file in databases.glob("*/port"):
+        if file.read_text(encoding="utf-8") == port and (told := beside(file.parent)):
+            return told.port
+    raise CannotStartError(
+        f"the database at port {port} takes no tokens: its EnableIAMDatabaseAuthentication is off, or an older rehearsal"
+        " made it; run `make down` and rehearse again"
+    )
 
 
 def opened(directory: Path, processes: ProcessRegistry) -> DatabaseServer:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pymysql
 
-from rehearsal.certificates import Certificates
 from rehearsal.database_server import DatabaseServer, DatabaseServerError, account, give, home
 from rehearsal.ports import LOOPBACK
 
@@ -24,8 +23,6 @@ INSTALL = (
     "install MariaDB (Debian: apt-get install mariadb-server-core mariadb-client-core mariadb-backup; macOS:"
     " brew install mariadb)"
 )
-CERTIFICATES = "certificates"
-"""The folder of the authority, beside those of the servers that it vouches for."""
 WHERE = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/libexec"
 
 SERVER_SETTINGS = {
@@ -122,13 +119,6 @@ class MariaDB(DatabaseServer):
             self._start([*self._command(), f"--init-file={file}"])
         finally:
             file.unlink()
-
-    def _issue_certificate(self) -> None:
-        # All servers of an account have one authority, as all of a region have on RDS.
-        issued = Certificates(self._directory.parent / CERTIFICATES).issue(LOOPBACK)
-        chain = "".join(part.bytes().decode() for part in issued.cert_chain_pems)
-        self._secret_file("certificate.pem", chain)
-        self._secret_file("key.pem", issued.private_key_pem.bytes().decode())
 
     def _command(self) -> list[str]:
         settings = {

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
-import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg import sql
 
-from rehearsal.database_server import DatabaseServer, give, home
-from rehearsal.ports import LOOPBACK
+from rehearsal.database_server import (
+    START_SECONDS,
+    DatabaseServer,
+    DatabaseServerError,
+    give,
+    home,
+    socket_folder,
+)
+from rehearsal.iam_postgres import Beside, beside
+from rehearsal.ports import LOOPBACK, free_port
 
 
 def _package() -> Path:
@@ -28,14 +42,14 @@ def _package() -> Path:
 PROGRAMS = _package() / "pginstall18"
 SERVER_SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
+    "unix_socket_permissions": "0700",
     "shared_buffers": "64MB",
     # PostgreSQL on RDS starts with a few hundred connections for the smallest class; each costs nothing until used.
     "max_connections": "200",
     "log_min_messages": "warning",
 }
 SUPERUSER = "rdsadmin"
-"""As on RDS: nobody signs in as it."""
+"""As on RDS: nobody signs in as it, but from the server's own account, through the socket."""
 
 
 class Postgres(DatabaseServer):
@@ -48,31 +62,27 @@ class Postgres(DatabaseServer):
     def create(self, *, user: str, password: str, database: str, superuser: bool = False) -> None:
         """Make it. The master user may make users and databases, copy the server, watch and end sessions.
 
-        The superuser that the files came with is nobody's: its password is not kept.
+        The superuser that the files came with has no password.
         """
         self._begin()
-        forgotten = secrets.token_urlsafe(24)
-        secret = self._secret_file("password", forgotten)
-        try:
-            self._run([
-                str(self._program("initdb")), "-D", str(self._data), "-U", SUPERUSER, f"--pwfile={secret}",
-                "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions",
-            ])  # fmt: skip
-        finally:
-            secret.unlink()
+        self._run([
+            str(self._program("initdb")), "-D", str(self._data), "-U", SUPERUSER, "--auth-local=trust",
+            "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions",
+        ])  # fmt: skip
         self.start()
         rights = "SUPERUSER" if superuser else "CREATEROLE CREATEDB REPLICATION"
         with psycopg.connect(
-            host=LOOPBACK,
+            host=str(socket_folder(self._directory)),
             port=self.port,
             user=SUPERUSER,
-            password=forgotten,
             dbname="postgres",
             autocommit=True,
         ) as connection:
             for statement in (
                 "CREATE ROLE {user} LOGIN PASSWORD {password} {rights}",
                 "GRANT pg_monitor, pg_signal_backend, pg_checkpoint TO {user} WITH ADMIN OPTION",
+                "CREATE ROLE rds_iam NOLOGIN",
+                "GRANT rds_iam TO {user} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
                 "CREATE DATABASE {database} OWNER {user}",
             ):
                 connection.execute(
@@ -106,8 +116,71 @@ class Postgres(DatabaseServer):
         self._run(single, text=f"{change.as_string(None)}\n")
         self.start()
 
+    def take_tokens(self, database: str, *, region: str, endpoint: str) -> None:
+        """Take tokens, too, from now on: of who may `rds-db:connect` to that ARN, at the port of a proxy that has TLS.
+
+        Raises:
+            DatabaseServerError: the proxy did not start.
+        """
+        certificate, key = self._issue_certificate()
+        told = Beside(
+            port=free_port(),
+            database=database,
+            region=region,
+            endpoint=endpoint,
+            socket=str(socket_folder(self._directory)),
+            superuser=SUPERUSER,
+            certificate=str(certificate),
+            key=str(key),
+        )
+        (self._directory / "tokens.json").write_text(json.dumps(asdict(told), indent=1), encoding="utf-8")
+        self._start_proxy(told)
+
+    def start(self) -> None:
+        """Start it, and what takes tokens for it."""
+        super().start()
+        told = beside(self._directory)
+        if told and not _listens(told.port):
+            self._start_proxy(told)
+
+    def stop(self) -> None:
+        """Stop it, and what takes tokens for it."""
+        super().stop()
+        for running in self._processes.alive():
+            if running.name == self._proxy:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process = psutil.Process(running.pid)
+                    process.kill()
+                    process.wait()
+
+    @property
+    def _proxy(self) -> str:
+        """How its proxy is recorded."""
+        return f"tokens-{self._directory.parent.parent.name}-{self._directory.name}"
+
+    def _start_proxy(self, told: Beside) -> None:
+        log = self._directory / "tokens.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "rehearsal.iam_postgres", "--directory", self._directory.resolve()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+                start_new_session=True,
+            )
+        self._processes.record(self._proxy, process.pid, "rehearsal.iam_postgres")
+        deadline = time.monotonic() + START_SECONDS
+        while not _listens(told.port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise DatabaseServerError(
+                    f"what takes tokens for {self._directory.name} did not start; read {log}"
+                )
+            time.sleep(0.05)
+
     def _command(self) -> list[str]:
-        settings = {**SERVER_SETTINGS, "port": str(self.port)}
+        sockets = str(socket_folder(self._directory))
+        settings = {**SERVER_SETTINGS, "unix_socket_directories": sockets, "port": str(self.port)}
         told = [f"--{name}={value}" for name, value in settings.items()]
         return [str(self._program("postgres")), "-D", str(self._data), *told]
 
@@ -135,3 +208,9 @@ class Postgres(DatabaseServer):
                 shutil.copytree(libraries, draft / libraries.name)
             draft.rename(copy)
         return copy / inside / "bin" / name
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
+        return True
+    return False

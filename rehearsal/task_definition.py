@@ -109,10 +109,11 @@ class TaskDefinition:
                 raise RefusedError(
                     f"{arn}: no rehearsed image for container {container.name}; add it to Rehearsal"
                 )
-            if any((one.name, one.value) == ("DATABASE_SIGN_IN", "iam") for one in container.environment):
+            told = {one.name: one.value for one in container.environment}
+            if (told.get("DATABASE_ENGINE"), told.get("DATABASE_SIGN_IN")) == ("mysql", "iam"):
                 raise RefusedError(
-                    f'{arn}: sign_in = "iam" is not rehearsed, because the database here takes no tokens; rehearse with'
-                    ' sign_in = "password" in platform.toml'
+                    f'{arn}: sign_in = "iam" is not rehearsed with MySQL, because MariaDB, which stands in for it, takes no'
+                    ' tokens; rehearse with sign_in = "password" or engine = "postgres" in platform.toml'
                 )
         if (
             any(c.secrets for c in self.properties.container_definitions)

@@ -8,6 +8,7 @@ import secrets
 from rehearsal.cloudformation import Physical, Place, Properties, Resource, ResourceFailed
 from rehearsal.database_server import DatabaseServer
 from rehearsal.databases import ENGINES, opened
+from rehearsal.postgres import Postgres
 from rehearsal.processes import ProcessRegistry
 from rehearsal.snapshots import describe, managed_secret, snapshot_files
 
@@ -35,6 +36,7 @@ class DatabaseInstance:
                 "only a master password that RDS manages is rehearsed (ManageMasterUserPassword)"
             )
         identifier = properties.get("DBInstanceIdentifier") or place.name(logical_id).lower()
+        resource_id = f"db-{identifier}"
         password = secrets.token_urlsafe(24)
         server = kind(place.directory / "databases" / identifier, ProcessRegistry(place.state / "processes"))
         origin = properties.get("DBSnapshotIdentifier")
@@ -44,6 +46,9 @@ class DatabaseInstance:
             else:
                 user = properties["MasterUsername"]
                 server.create(user=user, password=password, database=properties["DBName"])
+            if isinstance(server, Postgres) and properties.get("EnableIAMDatabaseAuthentication"):
+                users = place.arn("rds-db", f"dbuser:{resource_id}")
+                server.take_tokens(users, region=place.region, endpoint=place.accounts.endpoint)
         except BaseException:  # half a server is no use to the next deployment
             server.remove()
             raise
@@ -54,7 +59,7 @@ class DatabaseInstance:
             identifier,
             {
                 "DBInstanceArn": place.arn("rds", f"db:{identifier}"),
-                "DbiResourceId": f"db-{identifier}",
+                "DbiResourceId": resource_id,
                 "Endpoint.Address": "127.0.0.1",
                 "Endpoint.Port": str(server.port),
                 "MasterUserSecret.SecretArn": secret["ARN"],

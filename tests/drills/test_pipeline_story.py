@@ -99,7 +99,7 @@ class Dev:
     @property
     def databases(self) -> set[str]:
         """The instances that it has."""
-        return {folder.name for folder in (self.workspace.account("dev") / "databases").iterdir()}
+        return {file.parent.name for file in (self.workspace.account("dev") / "databases").glob("*/engine")}
 
     @property
     def snapshots(self) -> set[str]:

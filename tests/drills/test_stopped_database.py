@@ -53,7 +53,7 @@ def test_the_service_recovers_from_a_stopped_database(workspace: Workspace, base
 
 def _database(workspace: Workspace, action: str) -> None:
     """Stop or start dev's PostgreSQL, as an operator or a failover would."""
-    servers = list((workspace.account("dev") / "databases").iterdir())
+    servers = [file.parent for file in (workspace.account("dev") / "databases").glob("*/engine")]
     assert len(servers) == 1, servers
     subprocess.run(
         [str(workspace.root / ".venv" / "bin" / "python"), "-c", SERVER, str(servers[0]), action],

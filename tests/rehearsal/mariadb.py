@@ -10,6 +10,7 @@ import pytest
 
 from rehearsal import mariadb
 from rehearsal.certificates import AUTHORITY
+from rehearsal.database_server import CERTIFICATES
 from rehearsal.processes import ProcessRegistry
 
 from .test_image_entrypoint import KEYS
@@ -26,7 +27,7 @@ class MariaDB:
 
     def __init__(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="image-mariadb-"))
-        self.authority = folder / mariadb.CERTIFICATES / AUTHORITY
+        self.authority = folder / CERTIFICATES / AUTHORITY
         self.server = mariadb.MariaDB(folder / "server", ProcessRegistry(folder / "processes"))
         self.server.create(user=USER, password=PASSWORD, database="unused", superuser=True)
         with self.connect() as connection, connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""IAM database authentication of the image: tokens checked for real in front of a real PostgreSQL (`iam_postgres.py`)."""
+"""IAM database authentication of the image: tokens checked for real in front of a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psycopg
 import pytest
 
+from rehearsal.iam_postgres import Signer
+
 from . import test_image_entrypoint as image
-from .iam_postgres import RdsPostgres
+from .iam_postgres import REGION, RdsPostgres
 from .impostors import IMPOSTORS, assert_refused
 from .test_image_database_user import MASTER, MASTER_PASSWORD, SETUP, create, owners
 from .test_image_entrypoint import RUNS, Start, Task, patched
@@ -29,7 +32,7 @@ KEY_ID = "ASIAOFTHETASKSROLE00"
 ROLE = {
     "AWS_ACCESS_KEY_ID": KEY_ID,
     "AWS_SECRET_ACCESS_KEY": "k/+" * 12,
-    "AWS_SESSION_TOKEN": "s/+=" * 180,
+    "AWS_SESSION_TOKEN": (SESSION := "s/+=" * 180),
 }
 BY_TOKEN = {"DATABASE_SIGN_IN": "iam", "DATABASE_USER": USER, **ROLE}
 BY_PASSWORD = {"DATABASE_USER": OWNER, "DATABASE_PASSWORD": PASSWORD}
@@ -46,7 +49,7 @@ def postgres() -> Iterator[RdsPostgres]:
         connection.execute(make.format(password))
         connection.execute("GRANT rds_iam TO master WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
         connection.execute("ALTER ROLE master SET log_statement = 'all'")
-    postgres.roles[KEY_ID] = (ROLE["AWS_SECRET_ACCESS_KEY"], USER)
+    postgres.roles[KEY_ID, SESSION] = signer(USER)
     yield postgres
     postgres.close()
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,6 +63,11 @@ def name(postgres: RdsPostgres, request: pytest.FixtureRequest) -> Iterator[str]
     with postgres.connect() as connection:
         connection.execute(f'DROP DATABASE "{made}" WITH (FORCE)'.encode())
         connection.execute(f"DROP ROLE IF EXISTS {USER}, {OWNER}".encode())
+
+
+def signer(user: str) -> Signer:
+    """Who has that secret key, and may be that user."""
+    return Signer(ROLE["AWS_SECRET_ACCESS_KEY"], lambda asked: asked == user)
 
 
 def migrate(start: Start, name: str, **variables: str) -> Task:
@@ -168,7 +176,7 @@ def test_a_token_that_is_not_right_is_refused_in_a_sentence(
         for user in (USER, "someone"):
             connection.execute(f"DROP ROLE IF EXISTS {user}".encode())
             connection.execute(f"CREATE ROLE {user} LOGIN IN ROLE rds_iam".encode())
-    monkeypatch.setitem(postgres.roles, "ASIAOFANOTHERROLE000", (ROLE["AWS_SECRET_ACCESS_KEY"], "someone"))
+    monkeypatch.setitem(postgres.roles, ("ASIAOFANOTHERROLE000", SESSION), signer("someone"))
     if what == "an expired token":
         monkeypatch.setattr(postgres, "not_before", datetime.now(UTC) + timedelta(hours=1))
     taken = len(postgres.taken)
@@ -180,6 +188,25 @@ def test_a_token_that_is_not_right_is_refused_in_a_sentence(
     assert "Traceback" not in task.output
     assert "X-Amz-" not in task.output
     assert len(postgres.taken) == taken
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"address": "127.0.0.1:1"}, "it is for another host or port"),
+        ({"region": "eu-west-1"}, "it is for another region"),
+        ({"user": "someone"}, "it is for another user"),
+    ],
+)
+def test_a_token_for_another_server_is_none_for_this_one(
+    postgres: RdsPostgres, changed: dict[str, str], told: str
+) -> None:
+    session = boto3.Session(KEY_ID, ROLE["AWS_SECRET_ACCESS_KEY"], SESSION, region_name=REGION)
+    token = session.client("rds").generate_db_auth_token("127.0.0.1", postgres.proxy_port, USER)
+    assert not postgres.problem(token, USER)
+    assert postgres.problem(token, **{"user": USER, **changed}) == told
+    for broken in ("", "a password", token.replace("Signature=", "Signature=0"), token.partition("&")[0]):
+        assert postgres.problem(broken, USER)
 
 
 def test_a_task_without_a_role_is_told_so(
@@ -202,7 +229,7 @@ def test_the_master_is_never_locked_out(
     postgres: RdsPostgres, name: str, s3: dict[str, str], start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a server where whoever makes a member of rds_iam is one, too, the user that would do it goes again."""
-    monkeypatch.setattr(postgres, "administering_counts", True)
+    monkeypatch.setattr(postgres.proxy, "administering_counts", True)
     task = start(name, "migrate", **SETUP, **BY_TOKEN, DATABASE_OWNER=OWNER)
     assert task.ends(180) == 1, task.output
     assert "the server began to refuse the password of master" in last(task)["error"]
@@ -236,11 +263,11 @@ def test_a_server_that_is_not_it_is_told_nothing(
     postgres: RdsPostgres, name: str, s3: dict[str, str], start: Start, wrong: dict[str, str]
 ) -> None:
     """No token goes there, from the migration's task or a server, nor from one that follows a rotation."""
-    before = len(postgres.asked)
+    before = len(postgres.proxy.asked)
     rotated = {"DATABASE_SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:222222222222:secret:database-AbCdEf"}
     assert_refused(
         start(name, "migrate", **SETUP, **BY_TOKEN, DATABASE_OWNER=OWNER, **wrong), MASTER_PASSWORD
     )
     assert_refused(start(name, **BY_TOKEN, **wrong), ROLE["AWS_SECRET_ACCESS_KEY"])
     assert_refused(start(name, **BY_PASSWORD, **rotated, **wrong), PASSWORD)
-    assert len(postgres.asked) == before
+    assert len(postgres.proxy.asked) == before

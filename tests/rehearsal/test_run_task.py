@@ -230,8 +230,8 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     finally:
         for host in state.glob("accounts/*/host/processes"):
             ProcessRegistry(host).stop_all(3)
-        for folder in state.glob("accounts/*/databases/*"):
-            opened(folder, registry).remove()
+        for file in state.glob("accounts/*/databases/*/engine"):
+            opened(file.parent, registry).remove()
         registry.stop_all(3)
         for copy in state.glob("accounts/*/snapshots/*"):
             remove_files(copy)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from rehearsal.databases import introduce
+from rehearsal.iam_postgres import Beside
 from rehearsal.properties import RefusedError
 from rehearsal.task_definition import TaskDefinition
+from rehearsal.task_roles import CannotStartError
 from stages.settings import Settings
 from stages.settings.database import Database
 
@@ -128,12 +133,40 @@ def test_a_password_that_is_not_there_is_not_rotated(settings: Settings) -> None
         Database.model_validate(given)
 
 
-def test_a_rehearsal_says_that_it_takes_no_tokens() -> None:
+def test_a_rehearsal_says_that_mariadb_takes_no_tokens() -> None:
     definition: dict[str, Any] = {
         "ContainerDefinitions": [
-            {"Name": "mlflow", "Environment": [{"Name": "DATABASE_SIGN_IN", "Value": "iam"}]}
+            {
+                "Name": "mlflow",
+                "Environment": [
+                    {"Name": "DATABASE_ENGINE", "Value": "mysql"},
+                    {"Name": "DATABASE_SIGN_IN", "Value": "iam"},
+                ],
+            }
         ],
         "Rehearsal": {"containers": {"mlflow": {}}},
     }
-    with pytest.raises(RefusedError, match='sign_in = "iam" is not rehearsed'):
+    with pytest.raises(RefusedError, match='sign_in = "iam" is not rehearsed with MySQL'):
         TaskDefinition("arn:aws:ecs:eu-west-1:222222222222:task-definition/mlflow:1", definition)
+
+
+def test_a_rehearsed_task_with_tokens_is_sent_to_what_takes_them(tmp_path: Path) -> None:
+    """Not to the server itself, which has no TLS; and one that takes none is no reason to send a password."""
+    authority = tmp_path / "certificates" / "authority.pem"
+    for name, port in (("other", "5001"), ("database", "5002")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "port").write_text(port)
+    told = {"DATABASE_ENGINE": "postgresql", "DATABASE_PORT": "5002", "DATABASE_SSLMODE": "verify-full"}
+    by_token = {**told, "DATABASE_SIGN_IN": "iam"}
+    with pytest.raises(CannotStartError, match="the database at port 5002 takes no tokens"):
+        introduce(by_token, authority)
+    beside = Beside(
+        5003, "arn", "eu-west-1", "http://127.0.0.1:1", "/tmp", "rdsadmin", "certificate.pem", "key.pem"
+    )
+    (tmp_path / "database" / "tokens.json").write_text(json.dumps(asdict(beside)))
+    assert introduce(by_token, authority) == [authority]
+    assert by_token["DATABASE_PORT"] == "5003"
+    assert by_token["DATABASE_SSLMODE"] == "verify-full"
+    assert by_token["DATABASE_SSLROOTCERT"] == str(authority)
+    assert introduce(told, authority) == []
+    assert told == {"DATABASE_ENGINE": "postgresql", "DATABASE_PORT": "5002"}
