@@ -4,6 +4,7 @@ Lock; look; plan, by running the pending migrations on empty tables that nobody 
 release before; take a snapshot; change; write down; verify. Each step that fails leaves what was before it.
 """
 
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -403,7 +404,9 @@ def _initial_tables(connection: Connection, line: Line) -> None:
     Base.metadata.create_all(connection)
 
 
+@functools.cache
 def _script(line: Line) -> ScriptDirectory:
+    """Kept, because one that is new compiles every migration that there is before it finds the first."""
     config = Config()
     config.set_main_option("script_location", str(migrations_folder(line)).replace("%", "%%"))
     return ScriptDirectory.from_config(config)
