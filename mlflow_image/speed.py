@@ -77,7 +77,7 @@ JSON = {
     "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
     "google.protobuf.json_format:_Printer": "cefb42690467f65a",
 }
-# The search comes before json, which replaces what both were verified for, and runs before order for the same reason. The
+# The searches come before json, which replaces what they were verified for, and runs before order for the same reason. The
 # collector comes last, because it freezes what the others have loaded.
 CHANGES = (
     Change(
@@ -94,6 +94,27 @@ CHANGES = (
             "mlflow.entities.run_inputs:RunInputs": "2b06a71cab845183",
             "mlflow.entities.run_outputs:RunOutputs": "8103781f0ea423c7",
             "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",
+        },
+    ),
+    Change(
+        "trace_search",
+        _of("speed_trace_search"),
+        {
+            **JSON,
+            "mlflow.server.handlers:_search_traces_v3": "7e3c0710e7ebfabd",
+            "mlflow.server.handlers:_wrap_trace_info_response": "48b4938c7c767d91",
+            "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
+            "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+            f"{STORE}.search_traces": "4a681268e44b0edc",
+            f"{STORE}._trace_query": "c9cdb2db654791b8",
+            f"{STORE}._filter_experiment_ids": "e9a3b10d0909ad18",
+            f"{STORE}._get_query": "51b53ba62c602fca",
+            "mlflow.store.tracking.sqlalchemy_store:_build_trace_infos_from_rows": "d918e648ac437d5d",
+            "mlflow.store.tracking.sqlalchemy_store:_get_orderby_clauses_for_search_traces": "3167c0e24822a901",
+            "mlflow.store.tracking.sqlalchemy_store:_parse_trace_order_by": "9f83a4325d6f97e3",
+            "mlflow.entities.trace_info:TraceInfo": "b77c133f8277d537",
+            "mlflow.entities.trace_location:TraceLocation": "a072447dcc03d6ae",
+            "mlflow.entities.trace_state:TraceState": "d1be32834eb5256f",
         },
     ),
     Change("json", _of("speed_json"), JSON),
