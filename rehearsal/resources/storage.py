@@ -78,9 +78,9 @@ class Secret:
 
     def create(self, place: Place, logical_id: str, properties: Properties) -> Physical:
         """Make the secret and its first value."""
-        made = place.client("secretsmanager").create_secret(
-            Name=properties.get("Name") or place.name(logical_id), SecretString=self._value(properties)
-        )
+        # As AWS has it, another name each time: one that was retained is in nobody's way when a release goes back.
+        name = properties.get("Name") or f"{place.name(logical_id)}-{secrets.token_hex(4)}"
+        made = place.client("secretsmanager").create_secret(Name=name, SecretString=self._value(properties))
         return Physical(made["ARN"], {"Id": made["ARN"]})
 
     def update(self, place: Place, resource: Resource, properties: Properties) -> Physical:

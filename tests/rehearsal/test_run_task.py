@@ -420,6 +420,17 @@ def test_a_task_that_cannot_start_says_why(dev: Dev, as_build: dict[str, str], c
     assert "unable to pull secrets" in said.err
 
 
+def test_a_retained_secret_is_in_nobody_s_way(dev: Dev) -> None:
+    """As when an environment goes to `sign_in = "iam"` and back: the first secret stays, and there is another one."""
+    secret = {"Type": "AWS::SecretsManager::Secret", "DeletionPolicy": "Retain"}
+    kept = {"Type": "AWS::SSM::Parameter", "Properties": {"Name": "/kept", "Type": "String", "Value": "it"}}
+    vault = dev.client("secretsmanager")
+    before = len(vault.list_secrets(MaxResults=100)["SecretList"])
+    for resources in ({"Secret": secret, "Kept": kept}, {"Kept": kept}, {"Secret": secret, "Kept": kept}):
+        dev.deploy("retaining", {"Resources": resources})
+    assert len(vault.list_secrets(MaxResults=100)["SecretList"]) == before + 2
+
+
 def test_what_aws_refuses_is_told_in_one_line(dev: Dev, as_build: dict[str, str], capfd: Any) -> None:
     other = as_build["MIGRATION_TASK_DEFINITION"].replace("migration:", "tracking:")
     assert migrate({**as_build, "MIGRATION_TASK_DEFINITION": other}) == 1
