@@ -40,6 +40,7 @@ ODD: dict[str, dict[str, Any]] = {
     "before time": {"request_time": -1, "execution_duration": -1},
     "long before": {"request_time": -62_135_596_800_000, "execution_duration": -61_001},
     "the end of time": {"request_time": 253_402_300_799_999, "execution_duration": 315_576_000_000_000},
+    "an end before the beginning": {"execution_duration": -1},
     "the same time": {},
     "previews": {"request_preview": "ü\U0001f600\"\\\n\x7f", "response_preview": "", "client_request_id": ""},
     "a client's": {"client_request_id": "ü-1", "request_preview": "p" * 1000},
