@@ -77,8 +77,7 @@ JSON = {
     "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
     "google.protobuf.json_format:_Printer": "cefb42690467f65a",
 }
-# The searches come before json, which replaces what they were verified for, and runs before order for the same reason. The
-# collector comes last, because it freezes what the others have loaded.
+# The collector comes last, because it freezes what the others have loaded.
 CHANGES = (
     Change(
         "search",
@@ -143,6 +142,14 @@ CHANGES = (
         _of("speed_order"),
         {
             f"{STORE}._search_runs": "5235efb440f86762",
+            f"{STORE}._get_eager_run_query_options": "330a2eef9e9f2cc6",
+            f"{STORE}._get_run_inputs": "48b091ad4c46c6d1",
+            f"{STORE}._get_model_outputs_bulk": "c4f5e9ee613b396a",
+            f"{TABLES}:SqlRun": "e4c00dea58e01e06",
+            f"{TABLES}:SqlInput": "c1de1aa3ba3e8057",
+            "mlflow.entities.run_info:RunInfo": "20b550ef731eed9e",
+            "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
+            "mlflow.utils.mlflow_tags:_get_run_name_from_tags": "e78e950a8282857d",
             "mlflow.store.tracking.sqlalchemy_store:_get_orderby_clauses": "c048293f9b23c520",
             "mlflow.store.tracking.sqlalchemy_store:_get_sqlalchemy_filter_clauses": "faede20adc4b42a6",
             f"{TABLES}:SqlLatestMetric": "dcd66eadd915ae06",
@@ -301,13 +308,13 @@ def apply(application: Any) -> None:
             file=sys.stderr,
             flush=True,
         )
+    others = {change.name: differing(change) for change in CHANGES if change.name in wanted}
+    # Only now, because a change may replace what another one was made for.
     for change in CHANGES:
-        if change.name not in wanted:
-            continue
-        if other := differing(change):
+        if other := others.get(change.name):
             print(f"The faster {change.name} stays off: {other}.", file=sys.stderr, flush=True)
-            continue
-        change.apply(application)
+        elif change.name in wanted:
+            change.apply(application)
     # Reading the sources to verify them has put whole files there.
     linecache.clearcache()
 

@@ -199,17 +199,16 @@ def pages(store: SqlAlchemyStore, asked: Any) -> list[Found]:
     return found
 
 
-@pytest.mark.parametrize(("few", "walk"), [(speed_order.FEW, speed_order.WALK), (0, -20), (0, 100)])
-def test_the_pages_are_mlflows(
-    store: SqlAlchemyStore, few: int, walk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where runs are sorted, where the index's end is too short, and where it does."""
-    chosen = random.Random(few + walk).sample(ASKED, 40)
+@pytest.mark.parametrize("walk", [speed_order.WALK, -20, 100])
+def test_the_pages_are_mlflows(store: SqlAlchemyStore, walk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the index's end does, where it is too short, and where that is known."""
+    chosen = random.Random(walk).sample(ASKED, 40)
     expected = [pages(store, asked) for asked in chosen]
     speed_order.apply()
-    monkeypatch.setattr(speed_order, "FEW", few)
     monkeypatch.setattr(speed_order, "WALK", walk)
-    for asked, own in zip(chosen, expected, strict=True):
+    speed_order._in_vain_until.clear()
+    again = zip(chosen[:10], expected[:10], strict=True)
+    for asked, own in itertools.chain(zip(chosen, expected, strict=True), again):
         assert pages(store, asked) == own, asked
     assert sum(len(runs) for own in expected for runs, _ in own) > 500
 
@@ -252,7 +251,7 @@ def test_the_best_of_many_runs_are_taken_from_the_index(
 
     def search() -> list[str]:
         sent.clear()
-        speed_order._few_until.clear()
+        speed_order._in_vain_until.clear()
         asked = (["0"], "metrics.many > 5", ViewType.ACTIVE_ONLY, 20, ["metrics.many DESC"], None)
         return [run.info.run_id for run in on_postgres._search_runs(*asked)[0]]
 
@@ -265,10 +264,55 @@ def test_the_best_of_many_runs_are_taken_from_the_index(
         assert "DISTINCT" in sent[0][0], "MLflow has changed: its own statement may do by now"
         speed_order.apply()
         assert search() == expected
+        [(statement, parameters)] = sent
+        # Of a metric that few runs have, the first search tells that the index is of no use.
+        for statements in (2, 1):
+            sent.clear()
+            on_postgres._search_runs(["0"], "", ViewType.ACTIVE_ONLY, 20, ["metrics.none"], None)
+            assert len(sent) == statements
     finally:
         event.remove(on_postgres.engine, "before_cursor_execute", note)
-    [(statement, parameters)] = sent
     with on_postgres.engine.connect() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars().all()
     assert any("using platform_metrics_by_value" in line for line in plan), "\n".join(plan)
-    assert not any("Seq Scan" in line for line in plan), "\n".join(plan)
+    # Of links there are a few dozen in all.
+    assert not any("Seq Scan" in line and "inputs" not in line for line in plan), "\n".join(plan)
+
+
+def test_a_question_is_parsed_once_and_asked_in_one_statement(
+    on_postgres: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqlAlchemyStore, "_search_runs", SqlAlchemyStore._search_runs)
+    parsed: list[str] = []
+    sent: list[str] = []
+    parse = SearchUtils.parse_search_filter
+
+    def note_parsing(words: str) -> Any:
+        parsed.append(words)
+        return parse(words)
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    monkeypatch.setattr(SearchUtils, "parse_search_filter", note_parsing)
+    speed_order.apply()
+    event.listen(on_postgres.engine, "before_cursor_execute", note)
+    try:
+        found = [
+            on_postgres._search_runs([experiment], "params.p = 'x' and tags.t = 'c'", view, most, None, None)
+            for experiment, view, most in (
+                ("1", ViewType.ACTIVE_ONLY, 3),
+                ("2", ViewType.ALL, 4),
+                ("1", ViewType.ALL, 5),
+            )
+        ]
+    finally:
+        event.remove(on_postgres.engine, "before_cursor_execute", note)
+    assert [len(runs) for runs, _ in found] == [3, 4, 5]
+    linked = sum("input_tags" in statement for statement in sent)
+    assert len(sent) - linked <= 3 + linked
+    assert len(parsed) == 1
+    long = f"params.p = '{'x' * speed_order.LONG}'"
+    for _ in range(2):
+        on_postgres._search_runs(["1"], long, ViewType.ACTIVE_ONLY, 3, None, None)
+    assert parsed[1:] == [long, long], "what is long is not kept"
