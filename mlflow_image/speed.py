@@ -77,6 +77,10 @@ JSON = {
     "mlflow.utils.proto_json_utils:_merge_json_dicts": "d4a303ae3cdf2b58",
     "google.protobuf.json_format:_Printer": "cefb42690467f65a",
 }
+VIEWS = {
+    "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
+    "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+}
 # The collector comes last, because it freezes what the others have loaded.
 CHANGES = (
     Change(
@@ -86,8 +90,7 @@ CHANGES = (
             **JSON,
             "mlflow.server.handlers:_search_runs": "7549b2693d063100",
             "mlflow.server.handlers:search_runs_impl": "8df9382dd1bbac29",
-            "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
-            "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+            **VIEWS,
             "mlflow.entities.run:Run": "89f7be1c37c9ebef",
             "mlflow.entities.run_data:RunData": "d53ffc346fec9735",
             "mlflow.entities.run_inputs:RunInputs": "2b06a71cab845183",
@@ -102,8 +105,7 @@ CHANGES = (
             **JSON,
             "mlflow.server.handlers:_search_traces_v3": "7e3c0710e7ebfabd",
             "mlflow.server.handlers:_wrap_trace_info_response": "48b4938c7c767d91",
-            "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
-            "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+            **VIEWS,
             f"{STORE}.search_traces": "4a681268e44b0edc",
             f"{STORE}._trace_query": "c9cdb2db654791b8",
             f"{STORE}._filter_experiment_ids": "e9a3b10d0909ad18",
@@ -166,8 +168,7 @@ CHANGES = (
         _of("speed_history"),
         {
             "mlflow.server.handlers:_get_metric_history": "36f50171b2d09e85",
-            "mlflow.server.handlers:catch_mlflow_exception": "e2b5d5211322f474",
-            "mlflow.server.handlers:_disable_if_artifacts_only": "74e27c695a13b7b1",
+            **VIEWS,
             f"{STORE}.get_metric_history": "2dc49cb772ee972b",
             f"{TABLES}:SqlMetric.to_mlflow_entity": "ed77c08f03d747e1",
             "mlflow.entities.metric:Metric.to_proto": "fd40b900b388c6d9",

@@ -7,18 +7,16 @@ only then the four lines of JSON. The checks, the statement and the answer stay 
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
+import speed_views
 import sqlalchemy as sa
-from flask import Response
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.protos.service_pb2 import GetMetricHistory
-from mlflow.server import app as flask
 from mlflow.server import handlers
 from mlflow.store.tracking.dbmodels.models import SqlMetric
 from mlflow.utils.search_utils import SearchUtils
 from speed_json import write_double
 
-VIEW = "_get_metric_history"
 SCHEMA = {
     "run_id": [handlers._assert_string, handlers._assert_required],
     "metric_key": [handlers._assert_string, handlers._assert_required],
@@ -27,14 +25,10 @@ SCHEMA = {
 
 
 def apply() -> None:
-    # Under the name of MLflow's own, which its log lines tell.
-    _get_metric_history.__name__ = VIEW
-    flask.view_functions[VIEW] = handlers.catch_mlflow_exception(
-        handlers._disable_if_artifacts_only(_get_metric_history)
-    )
+    speed_views.replace("_get_metric_history", _history)
 
 
-def _get_metric_history() -> Response:
+def _history() -> str:
     asked = handlers._get_request_message(GetMetricHistory(), schema=SCHEMA)
     most = asked.max_results if asked.HasField("max_results") else None
     if most is not None and most <= 0:
@@ -49,9 +43,7 @@ def _get_metric_history() -> Response:
         most,
         asked.page_token or None,
     )
-    response = Response(mimetype="application/json")
-    response.set_data(written(rows, token))
-    return response
+    return written(rows, token)
 
 
 def read(store: Any, run_id: str, key: str, most: int | None, token: str | None) -> tuple[Any, str | None]:

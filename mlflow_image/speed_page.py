@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from mlflow.entities import Run, RunInfo, RunInputs, RunOutputs
 from mlflow.store.tracking.dbmodels.models import SqlInput, SqlLatestMetric, SqlParam, SqlRun, SqlTag
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
-from speed_runs import RowData
+from speed_runs import DATASET, MODEL_OUTPUT, RowData
 from sqlalchemy.orm import Session
 
 # In the order of RunInfo's arguments below.
@@ -45,8 +45,8 @@ def whole(page: sa.Select[Any]) -> sa.Select[Any]:
         )
     ]
     linked = sa.or_(
-        sa.exists().where(SqlInput.destination_type == "RUN", SqlInput.destination_id == run),
-        sa.exists().where(SqlInput.source_type == "RUN_OUTPUT", SqlInput.source_id == run),
+        sa.exists().where(SqlInput.destination_type == DATASET, SqlInput.destination_id == run),
+        sa.exists().where(SqlInput.source_type == MODEL_OUTPUT, SqlInput.source_id == run),
     )
     info = (runs.c[column.key] for column in INFO)
     return sa.select(*info, *belonging, linked).select_from(runs, *belonging)

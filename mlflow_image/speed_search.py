@@ -7,36 +7,26 @@ The checks, the search and the answer stay the same. A run with datasets or mode
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from flask import Response
+import speed_views
 from mlflow.entities import Run, ViewType
 from mlflow.protos.service_pb2 import SearchRuns
-from mlflow.server import app as flask
 from mlflow.server import handlers
 from speed_json import LeaveItError, write_double, written
 from speed_runs import RowData, Rows
 
-VIEW = "_search_runs"
-MOST = 50_000
 SCHEMA = {
     "experiment_ids": [handlers._assert_array],
     "filter": [handlers._assert_string],
-    "max_results": [
-        handlers._assert_intlike,
-        lambda asked: handlers._assert_less_than_or_equal(int(asked), MOST),
-    ],
+    "max_results": speed_views.at_most(50_000),
     "order_by": [handlers._assert_array, handlers._assert_item_type_string],
 }
 
 
 def apply() -> None:
-    # Under the name of MLflow's own, which its log lines tell.
-    _search_runs.__name__ = VIEW
-    flask.view_functions[VIEW] = handlers.catch_mlflow_exception(
-        handlers._disable_if_artifacts_only(_search_runs)
-    )
+    speed_views.replace("_search_runs", _search)
 
 
-def _search_runs() -> Response:
+def _search() -> str:
     asked = handlers._get_request_message(SearchRuns(), schema=SCHEMA)
     given = asked.HasField("run_view_type")
     runs = handlers._get_tracking_store().search_runs(
@@ -48,15 +38,13 @@ def _search_runs() -> Response:
         page_token=asked.page_token or None,
     )
     try:
-        text = answer(runs, runs.token)
+        return answer(runs, runs.token)
     except LeaveItError:
         message = SearchRuns.Response(
             runs=[run.to_proto() for run in runs], next_page_token=runs.token or None
         )
-        text = handlers.message_to_json(message)
-    response = Response(mimetype="application/json")
-    response.set_data(text)
-    return response
+        text: str = handlers.message_to_json(message)
+        return text
 
 
 def _readable(experiments: list[str]) -> list[str]:

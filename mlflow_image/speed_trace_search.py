@@ -9,28 +9,22 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from flask import Response
+import speed_views
 from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
 from mlflow.entities import TraceInfo, TraceLocation
 from mlflow.entities.trace_info_v2 import _truncate_request_metadata, _truncate_tags
 from mlflow.entities.trace_state import TraceState
 from mlflow.protos.service_pb2 import SearchTracesV3
-from mlflow.server import app as flask
 from mlflow.server import handlers
 from mlflow.store.tracking import sqlalchemy_store as stock
 from mlflow.store.tracking.dbmodels.models import SqlAssessments
 from mlflow.tracing.constant import TraceTagKey
 from speed_writes import fits
 
-VIEW = "_search_traces_v3"
-MOST = 500
 SCHEMA = {
     "locations": [handlers._assert_array, handlers._assert_required],
     "filter": [handlers._assert_string],
-    "max_results": [
-        handlers._assert_intlike,
-        lambda asked: handlers._assert_less_than_or_equal(int(asked), MOST),
-    ],
+    "max_results": speed_views.at_most(500),
     "order_by": [handlers._assert_array, handlers._assert_item_type_string],
     "page_token": [handlers._assert_string],
 }
@@ -55,14 +49,10 @@ INT4 = 2**31
 
 
 def apply() -> None:
-    # Under the name of MLflow's own, which its log lines tell.
-    _search_traces_v3.__name__ = VIEW
-    flask.view_functions[VIEW] = handlers.catch_mlflow_exception(
-        handlers._disable_if_artifacts_only(_search_traces_v3)
-    )
+    speed_views.replace("_search_traces_v3", _search)
 
 
-def _search_traces_v3() -> Response:
+def _search() -> str:
     asked = handlers._get_request_message(SearchTracesV3(), schema=SCHEMA)
     experiments = [
         location.mlflow_experiment.experiment_id
@@ -77,9 +67,7 @@ def _search_traces_v3() -> Response:
         order_by=asked.order_by,
         page_token=asked.page_token or None,
     )
-    response = Response(mimetype="application/json")
-    response.set_data(answer(traces, token))
-    return response
+    return answer(traces, token)
 
 
 def latest(store: Any, experiments: list[str], asked: Any) -> tuple[list[TraceInfo], bytes | None] | None:

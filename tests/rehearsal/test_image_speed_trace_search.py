@@ -107,7 +107,7 @@ def client(
 ) -> Iterator[FlaskClient]:
     monkeypatch.setattr(handlers, "_get_tracking_store", lambda *_: store)
     monkeypatch.setitem(
-        flask.view_functions, search.VIEW, handlers._search_traces_v3
+        flask.view_functions, "_search_traces_v3", handlers._search_traces_v3
     )  # so that it is put back
     with flask.test_client() as client:
         yield client
