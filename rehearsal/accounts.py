@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -24,12 +23,13 @@ from botocore.config import Config
 
 from rehearsal.databases import authority
 from rehearsal.ports import free_port
-from rehearsal.processes import ProcessRegistry
+from rehearsal.processes import ProcessRegistry, came_up
 
 QUALIFIER = "hnb659fds"
 """The CDK's default bootstrap qualifier; it is in the names of the bootstrap's roles."""
 
 _ALLOW_ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+_START_SECONDS = 60
 _NEVER_ENFORCE = b"1000000000"
 _ENFORCE_AT_ONCE = b"0"
 
@@ -92,11 +92,8 @@ class Accounts:
             )  # fmt: skip
         processes.record("accounts", process.pid, "rehearsal.aws_server")
         endpoint = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
-        while not _answers(endpoint):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the rehearsed accounts' server did not start: read {log}")
-            time.sleep(0.1)
+        if not came_up(lambda: _answers(endpoint), process, _START_SECONDS):
+            raise RuntimeError(f"the rehearsed accounts' server did not start: read {log}")
         iam = self._connect("iam", "us-east-1", endpoint, Key("not", "checked-yet"))
         iam.create_user(UserName="services")
         iam.put_user_policy(UserName="services", PolicyName="all", PolicyDocument=json.dumps(_ALLOW_ALL))

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from xml.sax.saxutils import unescape
 
 from moto.ecr.responses import ECRResponse
@@ -35,7 +36,7 @@ from werkzeug.serving import WSGIRequestHandler, run_simple
 from rehearsal.codepipeline_api import answer_codepipeline
 from rehearsal.ecs_api import answer_ecs
 from rehearsal.rds_api import answer_rds
-from rehearsal.rds_tokens import Application, answer_tokens
+from rehearsal.rds_tokens import answer_tokens
 from rehearsal.secrets_api import answer_secrets_manager
 
 _PRESIGNED = "X-Rehearsal-Presigned"
@@ -69,8 +70,8 @@ def _parameter(self: Any) -> str:
     )
 
 
-def _with_presigned(application: Application) -> Application:
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+def _with_presigned(application: WSGIApplication) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         query = {name: values[0] for name, values in parse_qs(environ.get("QUERY_STRING", "")).items()}
         if "X-Amz-Credential" in query and "HTTP_AUTHORIZATION" not in environ:
             environ["HTTP_AUTHORIZATION"] = (

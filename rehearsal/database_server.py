@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +18,7 @@ import psutil
 
 from rehearsal.certificates import Certificates
 from rehearsal.ports import LOOPBACK, free_port
-from rehearsal.processes import ProcessRegistry
+from rehearsal.processes import ProcessRegistry, came_up
 
 START_SECONDS = 60
 CERTIFICATES = "certificates"
@@ -168,11 +167,8 @@ class DatabaseServer(ABC):
                 user=account(),
             )
         self._processes.record(f"database-{self._directory.name}", process.pid, self.program)
-        deadline = time.monotonic() + START_SECONDS
-        while not self._accepts():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DatabaseServerError(f"{self.program} did not start; read {self.log}")
-            time.sleep(0.05)
+        if not came_up(self._accepts, process, START_SECONDS):
+            raise DatabaseServerError(f"{self.program} did not start; read {self.log}")
 
     def _accepts(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self.port), timeout=1) as it:

@@ -34,7 +34,7 @@ from rehearsal.ecs import Cluster
 from rehearsal.engine import client_environment, remove_labelled
 from rehearsal.load_balancer import ElasticLoadBalancing
 from rehearsal.ports import LOOPBACK, PortBlock, PortError
-from rehearsal.processes import ProcessRegistry
+from rehearsal.processes import ProcessRegistry, came_up
 from rehearsal.properties import RefusedError
 from rehearsal.user_pool import UserPools
 
@@ -151,13 +151,8 @@ def start_host(state_dir: Path, log_file: Path) -> HostClient:
             start_new_session=True,
         )
     ProcessRegistry(state_dir / "processes").record("host", process.pid, sys.executable)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if client.answers():
-            return client
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
+    if came_up(client.answers, process, START_SECONDS):
+        return client
     last = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
     raise HostError(f"the host of {state_dir} did not start; the end of {log_file}:\n{last}")
 

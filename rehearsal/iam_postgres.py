@@ -6,7 +6,8 @@ token, which is checked for real: its signature, written down from AWS's specifi
 region, user, age, and whether the role that signed it may be that user. Then the proxy signs in for it, over a socket that
 only the server's own account can reach.
 
-In a rehearsal it is a process beside each server. It knows no keys: the accounts' server does (`rehearsal/rds_tokens.py`).
+In a rehearsal it is a process beside each server (`rehearsal/token_proxy.py`). It knows no keys: the accounts' server does
+(`rehearsal/rds_tokens.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ssl
 import struct
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -36,6 +37,8 @@ SECONDS = 900
 CHECK = "/rehearsal/database-token"
 """Where the accounts' server tells whether a token is good."""
 CHECK_SECONDS = 30
+TOLD = "tokens.json"
+"""The file of what a proxy has to know, in the folder of its server."""
 
 MEMBERS = """
 WITH RECURSIVE mine (oid) AS (
@@ -227,10 +230,14 @@ class Beside:
     certificate: str
     key: str
 
+    def save(self, directory: Path) -> None:
+        """Put it into the folder of the server."""
+        (directory / TOLD).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
 
 def beside(directory: Path) -> Beside | None:
     """What is in front of the server that was made in a folder, if it takes tokens."""
-    file = directory / "tokens.json"
+    file = directory / TOLD
     return Beside(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 

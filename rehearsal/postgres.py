@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import psycopg
 from psycopg import sql
 
-from rehearsal.database_server import (
-    START_SECONDS,
-    DatabaseServer,
-    DatabaseServerError,
-    give,
-    home,
-    socket_folder,
-)
-from rehearsal.iam_postgres import Beside, beside
+from rehearsal.database_server import DatabaseServer, give, home, socket_folder
+from rehearsal.iam_postgres import Beside
 from rehearsal.ports import LOOPBACK, free_port
+from rehearsal.processes import ProcessRegistry
+from rehearsal.token_proxy import TokenProxy
 
 
 def _package() -> Path:
@@ -58,6 +46,10 @@ class Postgres(DatabaseServer):
     engine = "postgres"
     program = "postgres"
     stop_signal = signal.SIGINT  # its fast shutdown
+
+    def __init__(self, directory: Path, processes: ProcessRegistry) -> None:
+        super().__init__(directory, processes)
+        self._proxy = TokenProxy(directory, processes)
 
     def create(self, *, user: str, password: str, database: str, superuser: bool = False) -> None:
         """Make it. The master user may make users and databases, copy the server, watch and end sessions.
@@ -123,7 +115,7 @@ class Postgres(DatabaseServer):
             DatabaseServerError: the proxy did not start.
         """
         certificate, key = self._issue_certificate()
-        told = Beside(
+        Beside(
             port=free_port(),
             database=database,
             region=region,
@@ -132,51 +124,18 @@ class Postgres(DatabaseServer):
             superuser=SUPERUSER,
             certificate=str(certificate),
             key=str(key),
-        )
-        (self._directory / "tokens.json").write_text(json.dumps(asdict(told), indent=1), encoding="utf-8")
-        self._start_proxy(told)
+        ).save(self._directory)
+        self._proxy.start()
 
     def start(self) -> None:
         """Start it, and what takes tokens for it."""
         super().start()
-        told = beside(self._directory)
-        if told and not _listens(told.port):
-            self._start_proxy(told)
+        self._proxy.start()
 
     def stop(self) -> None:
         """Stop it, and what takes tokens for it."""
         super().stop()
-        for running in self._processes.alive():
-            if running.name == self._proxy:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process = psutil.Process(running.pid)
-                    process.kill()
-                    process.wait()
-
-    @property
-    def _proxy(self) -> str:
-        """How its proxy is recorded."""
-        return f"tokens-{self._directory.parent.parent.name}-{self._directory.name}"
-
-    def _start_proxy(self, told: Beside) -> None:
-        log = self._directory / "tokens.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "rehearsal.iam_postgres", "--directory", self._directory.resolve()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
-                start_new_session=True,
-            )
-        self._processes.record(self._proxy, process.pid, "rehearsal.iam_postgres")
-        deadline = time.monotonic() + START_SECONDS
-        while not _listens(told.port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DatabaseServerError(
-                    f"what takes tokens for {self._directory.name} did not start; read {log}"
-                )
-            time.sleep(0.05)
+        self._proxy.stop()
 
     def _command(self) -> list[str]:
         sockets = str(socket_folder(self._directory))
@@ -208,9 +167,3 @@ class Postgres(DatabaseServer):
                 shutil.copytree(libraries, draft / libraries.name)
             draft.rename(copy)
         return copy / inside / "bin" / name
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
-        return True
-    return False

@@ -12,7 +12,9 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -106,6 +108,16 @@ class ProcessRegistry:
 
     def _file(self, process: StartedProcess) -> Path:
         return self.directory / f"{re.sub(r'[^A-Za-z0-9._-]', '-', process.name)[:80]}.{process.pid}.json"
+
+
+def came_up(ready: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for what a process was started for. False if it ends before, or takes longer than those seconds."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def session_members(leader: int) -> list[psutil.Process]:

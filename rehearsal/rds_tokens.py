@@ -7,21 +7,19 @@ moto knows no `rds-db`, which is no API: on AWS it is RDS itself that asks IAM. 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from moto.iam.access_control import CreateAccessKeyFailure, IAMPolicy, PermissionResult, create_access_key
 from moto.utilities.utils import get_partition
 
 from rehearsal.iam_postgres import CHECK, Signer, problem
 
-Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
-
-def answer_tokens(application: Application) -> Application:
+def answer_tokens(application: WSGIApplication) -> WSGIApplication:
     """The same application, which also says what is wrong with a token."""
 
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] != CHECK:
             return application(environ, start_response)
         asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +162,7 @@ def test_a_rehearsed_task_with_tokens_is_sent_to_what_takes_them(tmp_path: Path)
     beside = Beside(
         5003, "arn", "eu-west-1", "http://127.0.0.1:1", "/tmp", "rdsadmin", "certificate.pem", "key.pem"
     )
-    (tmp_path / "database" / "tokens.json").write_text(json.dumps(asdict(beside)))
+    beside.save(tmp_path / "database")
     assert introduce(by_token, authority) == [authority]
     assert by_token["DATABASE_PORT"] == "5003"
     assert by_token["DATABASE_SSLMODE"] == "verify-full"
