@@ -246,6 +246,20 @@ def image_revisions(line: Line = SCHEMA) -> dict[str, str | None]:
     return revisions
 
 
+def image_tables() -> set[str]:
+    """The tables of this image's MLflow, read from its models for the same reason."""
+    return {
+        ast.literal_eval(node.value)
+        for file in migrations_folder().parent.glob("**/dbmodels/*.py")
+        for model in ast.parse(file.read_bytes()).body
+        if isinstance(model, ast.ClassDef)
+        for node in model.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id == "__tablename__"
+    }
+
+
 def migrations_folder(line: Line = SCHEMA) -> Path:
     """Where MLflow's migrations are, found without importing it."""
     spec = find_spec("mlflow")

@@ -33,6 +33,7 @@ from database import (
     connect,
     current_revision,
     image_revision,
+    image_tables,
     migration_lock,
     migrations_folder,
     say,
@@ -353,12 +354,9 @@ def _resumable(connection: Connection, revision: str) -> AbstractContextManager[
 
 
 def _verify(connection: Connection, database: Database, head: str) -> None:
-    import mlflow.store.db.utils  # noqa: F401  it registers every table, in old releases, too
-    from mlflow.store.db.base_sql_model import Base
-
     after = current_revision(connection)
     with connection.begin():
-        missing = set(Base.metadata.tables) - set(sa.inspect(connection).get_table_names())
+        missing = image_tables() - set(sa.inspect(connection).get_table_names())
     if after != head or missing:
         lacks = f" without its tables {', '.join(sorted(missing))}" if missing else ""
         raise DatabaseError(

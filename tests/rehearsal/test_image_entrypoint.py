@@ -356,6 +356,17 @@ def test_a_server_that_runs_makes_no_missing_table(postgres: Postgres, template:
         assert connection.execute("SELECT to_regclass('webhook_events')").fetchone() == (None,)
 
 
+def test_a_schema_that_lacks_a_table_is_not_called_whole(
+    postgres: Postgres, template: str, start: Start
+) -> None:
+    name = postgres.create("not whole", template)
+    with postgres.connect(name) as connection:
+        connection.execute("DROP TABLE webhook_events")
+    task = start(name, "migrate")
+    assert task.ends(120) == 1
+    assert "without its tables webhook_events, not whole" in task.output
+
+
 def test_artifacts_go_to_the_bucket_and_come_back(task: Task, s3: dict[str, str]) -> None:
     content = os.urandom(3_000_000)
     path = f"{ARTIFACTS}/round/trip.bin"
@@ -754,6 +765,13 @@ def test_the_revision_read_from_files_is_mlflows_own() -> None:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     assert database.image_revision() == _get_latest_schema_revision()
+
+
+def test_the_tables_read_from_files_are_mlflows_own() -> None:
+    import mlflow.store.db.utils  # noqa: F401  it registers every table
+    from mlflow.store.db.base_sql_model import Base
+
+    assert database.image_tables() == set(Base.metadata.tables)
 
 
 def test_the_servers_environment_is_what_mlflow_server_hands_to_uvicorn(
