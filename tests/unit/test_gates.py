@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
+import pytest
 import yaml
 
 from load_tests.settings import OPTIONAL, VARIABLES
@@ -153,12 +157,42 @@ def test_gates_of_a_platform_with_sign_in_ask_for_a_token_and_may_read_that_secr
             assert keys == ([("kms:Decrypt", "<userpool/Key.Arn>", by_secrets_manager)] if key else [])
 
 
+SIGN_IN = (
+    'MLFLOW_TRACKING_TOKEN="${TOKEN_ISSUER:+$(.venv/bin/python -m operations token)}"',
+    'MLFLOW_TRACKING_PASSWORD="${USER_SECRET_ARN:+$(.venv/bin/python -m operations password)}"',
+)
+
+
 def test_gates_get_what_they_sign_in_with_before_they_begin() -> None:
     """In one shell; and not by `export A=$(b)`, which succeeds when b fails."""
     for gate in ("smoke", "load"):
         spec = yaml.safe_load((ROOT / f"{gate}_tests" / "buildspec.yml").read_text(encoding="utf-8"))
         assert spec["phases"]["build"]["commands"][:3] == [
-            'MLFLOW_TRACKING_TOKEN="$(.venv/bin/python -m operations token)"',
-            'MLFLOW_TRACKING_PASSWORD="$(.venv/bin/python -m operations password)"',
+            *SIGN_IN,
             "export MLFLOW_TRACKING_TOKEN MLFLOW_TRACKING_PASSWORD",
         ]
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "asked"),
+    [(SIGN_IN[0], "TOKEN_ISSUER", "token"), (SIGN_IN[1], "USER_SECRET_ARN", "password")],
+)
+def test_a_gate_asks_only_where_somebody_signs_in_and_ends_where_it_gets_nothing(
+    tmp_path: Path, command: str, variable: str, asked: str
+) -> None:
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    shown = f'{command}; echo "$? $MLFLOW_TRACKING_TOKEN$MLFLOW_TRACKING_PASSWORD"'
+    tried: list[tuple[str, dict[str, str], str]] = [
+        ("exit 3", {}, "0"),
+        ("exit 3", {variable: ""}, "0"),
+        ("exit 3", {variable: "x"}, "3"),
+        ('echo "the $3"', {variable: "x"}, f"0 the {asked}"),
+    ]
+    for answer, given, said in tried:
+        python.write_text(f"#!/bin/sh\n{answer}\n", encoding="utf-8")
+        python.chmod(0o755)
+        done = subprocess.run(
+            ["bash", "-c", shown], cwd=tmp_path, env=given, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == said
