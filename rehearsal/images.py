@@ -11,6 +11,7 @@ What is not done without an engine: RUN instructions of the last stage, its base
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import hashlib
 import json
@@ -72,6 +73,8 @@ class ImageStore:
                     directory = argument
                 elif instruction == "COPY" and "--from=" not in argument:
                     _copy(context, root, directory, argument)
+            # As the Dockerfile does: its tasks may not write byte code, and would compile it all at each start.
+            compileall.compile_dir(root, quiet=1)
             image = self._describe(digest, root, stage)
             (root / "image.json").write_text(json.dumps(asdict(image), indent=1), encoding="utf-8")
         self.tag(digest, tag)

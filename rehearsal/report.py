@@ -44,6 +44,9 @@ class Report:
         self._started = datetime.now(UTC)
         self._commit = commit
         self._writing = threading.Lock()
+        pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+        pages.filters["relative"] = self._relative
+        self._page = pages.get_template("report.html.j2")  # compiled once, not for each of fifty writes
         self.executions: list[Execution] = []
         self.rollback: Execution | None = None
         self.notes: list[str] = []
@@ -80,9 +83,7 @@ class Report:
         draft = self._state / "report.json.draft"
         draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         draft.replace(self._state / "report.json")
-        pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-        pages.filters["relative"] = self._relative
-        html = pages.get_template("report.html.j2").render(**content, tail=lambda log: tail(log, 40))
+        html = self._page.render(**content, tail=lambda log: tail(log, 40))
         (self._state / "report.html").write_text(html, encoding="utf-8")
         return content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -89,7 +90,12 @@ def test_the_last_stage_says_what_is_run(store: ImageStore, context: Path) -> No
 
 def test_files_are_where_the_container_would_find_them(store: ImageStore, context: Path) -> None:
     root = Path(store.build(context, "server").root)
-    files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and "opt" not in p.parts}
+    made = ("opt", "__pycache__")
+    files = {
+        p.relative_to(root).as_posix()
+        for p in root.rglob("*")
+        if p.is_file() and not any(part in made for part in p.parts)
+    }
     assert files == {
         "image.json",
         "app/entrypoint.py",
@@ -100,6 +106,14 @@ def test_files_are_where_the_container_would_find_them(store: ImageStore, contex
         "etc/renamed.py",
     }
     assert (root / "opt" / "venv" / "bin" / "python").exists()
+
+
+def test_its_modules_are_compiled_once_not_at_each_start(store: ImageStore, context: Path) -> None:
+    folder = Path(store.build(context, "server").root) / "app"
+    for module in ("entrypoint", "settings"):
+        source = folder / f"{module}.py"
+        compiled = Path(importlib.util.cache_from_source(str(source))).read_bytes()
+        assert int.from_bytes(compiled[8:12], "little") == int(source.stat().st_mtime)
 
 
 def test_the_digest_is_of_the_content_alone(store: ImageStore, context: Path, tmp_path: Path) -> None:
@@ -185,7 +199,7 @@ def test_the_repository_s_own_image(tmp_path: Path) -> None:
     assert (Path(python).name, image.command) == ("python", ["serve"])
     present = {path.name for path in Path(entrypoint).parent.iterdir()}
     modules = {path.name for path in context.glob("*.py")}
-    assert present == modules | {"rds_ca.pem"}, "the Dockerfile copies every module"
+    assert present == modules | {"rds_ca.pem", "__pycache__"}, "the Dockerfile copies every module"
 
 
 # As a program
