@@ -11,7 +11,7 @@ from typing import Any
 from .client import Client
 from .workspace import Workspace
 
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
