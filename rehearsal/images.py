@@ -66,7 +66,9 @@ class ImageStore:
         if not (root / "image.json").exists():
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir(parents=True)
-            self._virtual_environment(context / REQUIREMENTS, root)
+            target = root / VIRTUAL_ENVIRONMENT.lstrip("/")
+            target.parent.mkdir(parents=True)
+            target.symlink_to(self.packages(context / REQUIREMENTS))
             directory = "/"
             for instruction, argument in stage:
                 if instruction == "WORKDIR":
@@ -123,26 +125,25 @@ class ImageStore:
         tags: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return tags
 
-    def _virtual_environment(self, lock: Path, root: Path) -> None:
-        """The image's packages, made once for each content of the lock file: a layer, as it were."""
-        layer = self._directory / "layers" / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+    def packages(self, lock: Path) -> Path:
+        """A virtual environment of what a lock file lists, made once for each content and Python: a layer, as it were."""
+        made_of = hashlib.sha256(lock.read_bytes() + sys.version.encode())
+        layer = self._directory / "layers" / made_of.hexdigest()[:16]
         layer.parent.mkdir(parents=True, exist_ok=True)
         with layer.with_suffix(".lock").open("w") as alone:
             # Two builds of the same packages must not write into one folder.
             fcntl.flock(alone, fcntl.LOCK_EX)
             if not (layer / ".complete").exists():
                 shutil.rmtree(layer, ignore_errors=True)
-                python = layer / "bin" / "python"
+                uv, python = str(Path(sys.executable).with_name("uv")), layer / "bin" / "python"
                 for command in (
-                    ["uv", "venv", "--quiet", "--python", sys.executable, str(layer)],
-                    ["uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--compile-bytecode",
+                    [uv, "venv", "--quiet", "--python", sys.executable, str(layer)],
+                    [uv, "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--compile-bytecode",
                      "--python", str(python), "-r", str(lock)],
                 ):  # fmt: skip
                     subprocess.run(command, check=True)
                 (layer / ".complete").touch()
-        target = root / VIRTUAL_ENVIRONMENT.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(layer.resolve())
+        return layer.resolve()
 
     def _describe(self, digest: str, root: Path, stage: list[tuple[str, str]]) -> Image:
         environment: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import tomllib
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from geventhttpclient import HTTPParseError
 from rehearsal.images import ImageStore
 from rehearsal.ports import free_port
 from rehearsal.processes import exact_session_memory, session_members
-from tests.drills.old_versions import Release, Server, caches, installed
+from tests.drills.old_versions import Release, Server, installed, kept_images
 from tests.drills.places import Place
 
 from .measure import connection
@@ -53,13 +52,12 @@ class Start:
 
 def stock() -> Release:
     """Stock MLflow, installed once for this machine."""
-    return Release("stock", installed("stock", Path(__file__).with_name("stock.lock")))
+    return Release("stock", installed(Path(__file__).with_name("stock.lock")))
 
 
 def image() -> Release:
     """This repository's image at this state of the files, as a folder: its packages, its files, its variables."""
-    os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"  # where uv is
-    built = ImageStore(caches() / "images").build(ROOT / "mlflow_image", "benchmark")
+    built = ImageStore(kept_images()).build(ROOT / "mlflow_image", "benchmark")
     python, entrypoint = built.entrypoint[:2]
     return Release("image", Path(python), Path(entrypoint).parent, built.environment)
 

@@ -1,13 +1,11 @@
 """Releases of MLflow, old ones and this repository's, as programs: their own server, their client, our entrypoint.
 
-An old release is installed from its lock in `locks/` once for this machine and kept in the user's cache under the
-lock's hash. A lock's first lines say how it was made; old releases do not change, so nothing renews them.
+An old release is installed from its lock in `locks/` once for this machine and kept in the user's cache. A lock's first
+lines say how it was made; old releases do not change, so nothing renews them.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rehearsal.images import ImageStore
 from rehearsal.ports import free_port
 from rehearsal.processes import kill_session
 
@@ -197,36 +196,18 @@ PINNED = Release("pinned", Path(sys.executable))
 
 def old(version: str) -> Release:
     """An old release of MLflow; with `serve` and `migrate` it is this repository's release that had it pinned."""
-    return Release(version, installed(version, DRILLS / "locks" / f"mlflow-{version}.lock"))
+    return Release(version, installed(DRILLS / "locks" / f"mlflow-{version}.lock"))
 
 
-def caches() -> Path:
-    """Where what takes long to install is kept on this machine from one run to the next."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlflow-platform-drills"
+def kept_images() -> Path:
+    """Where images and their packages, which take long to install, are kept on this machine from one run to the next."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "mlflow-platform-drills" / "images"
 
 
-def installed(name: str, lock: Path) -> Path:
-    """The interpreter that has all of `lock` installed, under that name in the user's cache."""
-    digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    home = caches() / f"{name}-{digest}"
-    python, complete = home / "bin" / "python", home / ".complete"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with home.with_name(f"{home.name}.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # free again when its holder dies
-        if not complete.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            uv = str(Path(sys.executable).with_name("uv"))
-            for command in (
-                [uv, "venv", "--quiet", "--python", sys.executable, str(home)],
-                [
-                    *(uv, "pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"),
-                    *("--compile-bytecode", "--python", str(python), str(lock)),
-                ],
-            ):
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"MLflow {name} cannot be installed: {done.stderr.strip()}"
-            complete.touch()
-    return python
+def installed(lock: Path) -> Path:
+    """The interpreter that has all of `lock`: the very one of an image with that lock."""
+    return ImageStore(kept_images()).packages(lock) / "bin" / "python"
 
 
 def _answers(url: str) -> bool:

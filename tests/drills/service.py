@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from unittest import mock
 
 import psutil
 import psycopg
@@ -115,10 +114,7 @@ class Service:
                 shutil.copy(LOCKS / f"mlflow-{mlflow}.lock", context / "requirements.lock")
             for edit in edits:
                 edit.apply(Path(folder))
-            # uv, which installs the image's packages, is beside this very Python.
-            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            with mock.patch.dict(os.environ, PATH=path):
-                self._images.build(context, f"drill/mlflow:{image}")
+            self._images.build(context, f"drill/mlflow:{image}")
 
     def deploy(
         self, image: str = "", *, tasks: int = 2, workers: int = 1, grace: int = PATIENT, force: str = ""

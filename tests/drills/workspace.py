@@ -22,6 +22,8 @@ import psutil
 
 from rehearsal.host import HostClient
 
+from .old_versions import kept_images
+
 REPOSITORY = Path(__file__).parents[2]
 REHEARSAL_SECONDS = 30 * 60
 """A bound on one rehearsal that only something that hangs can reach."""
@@ -87,8 +89,8 @@ class Release:
 
 
 def borrow_layers(images: Path) -> None:
-    """Have the packages of a rehearsal's images kept in this repository's own: made once, not in each workspace."""
-    layers = REPOSITORY / ".rehearsal" / "images" / "layers"
+    """Have the packages of a rehearsal's images kept in the user's cache: made once, not in each workspace."""
+    layers = kept_images() / "layers"
     layers.mkdir(parents=True, exist_ok=True)
     images.mkdir(parents=True)
     (images / "layers").symlink_to(layers)

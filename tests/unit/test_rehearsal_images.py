@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def store(tmp_path: Path) -> ImageStore:
 
 def store_with_layer(directory: Path, lock: str) -> ImageStore:
     """A store that has the packages of `lock` already, so that nothing is fetched."""
-    layer = directory / "layers" / hashlib.sha256(lock.encode()).hexdigest()[:16]
+    layer = directory / "layers" / hashlib.sha256(f"{lock}{sys.version}".encode()).hexdigest()[:16]
     (layer / "bin").mkdir(parents=True)
     (layer / "lib").mkdir()
     (layer / "bin" / "python").touch()
