@@ -1,4 +1,4 @@
-"""`make releases`, `make rollback`, `make restore`, `make client`; and `migrate`, `token`, `password`, the pipeline's."""
+"""`make releases`, `make rollback`, `make restore`, `make client`; and `token`, `password`, the pipeline's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 
 from operations.aws import CannotOperate
 from operations.client import client_settings
-from operations.migrate import migrate
 from operations.releases import Pipeline, show
 from operations.restore import restore
 from operations.rollback import SHORTEST_COMMIT, Rollback
@@ -79,14 +78,11 @@ def main() -> int:
         help="its identifier; a refused rollback names it, `aws rds describe-db-snapshots` lists them",
     )
     restoring.add_argument("--yes", action="store_true", help="do not ask")
-    commands.add_parser("migrate", help="run an environment's migration task: the pipeline's Migrate action")
     client = commands.add_parser("client", help="print what a client sets, ready to paste")
     client.add_argument("--environment", choices=ENVIRONMENTS, required=True)
     commands.add_parser("token", help="print a machine's token; TOKEN_ISSUER and others say whose")
     commands.add_parser("password", help="print the password of the user whose secret USER_SECRET_ARN names")
     options = parser.parse_args()
-    if options.command == "migrate":
-        return migrate(os.environ)
     try:
         if options.command == "token":
             print(token(os.environ))

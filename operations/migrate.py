@@ -20,6 +20,7 @@ started, its log shown, and its result written to the release parameter, whose h
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -242,3 +243,7 @@ def schema_sentence(result: Mapping[str, Any], allowed: str | None) -> str:
         f"{done}; BREAKING migrations up to {allowed} are allowed: where one is pending, the release before cannot be"
         " rolled back to, only restored from the snapshot."
     )
+
+
+if __name__ == "__main__":
+    sys.exit(migrate(os.environ))

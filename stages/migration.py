@@ -1,6 +1,6 @@
 """The schema migration of one environment: a task of the new image, run once before the new service rolls out.
 
-The pipeline starts a build here (`python -m operations migrate`) that runs the task and waits for its end. When that
+The pipeline starts a build here (`python -m operations.migrate`) that runs the task and waits for its end. When that
 says no, the service is not touched. What the task does is `mlflow_image/migration.py`.
 """
 

@@ -363,7 +363,7 @@ def test_the_build_may_do_its_own_work_and_nothing_else(dev: Dev) -> None:
     assert refused(dev.client("rds", key).create_db_snapshot, **snapshot) == FORBIDDEN
 
 
-# `python -m operations migrate`
+# `python -m operations.migrate`
 
 
 def test_a_refusal_stops_before_the_service(dev: Dev, as_build: dict[str, str], capfd: Any) -> None:

@@ -1,4 +1,4 @@
-"""`python -m operations migrate` around its task: what it needs, what it shows. The task runs in tests/rehearsal."""
+"""`python -m operations.migrate` around its task: what it needs, what it shows. The task runs in tests/rehearsal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_variable_is_needed_and_named(missing: str, capfd: pytest.CaptureFi
 def test_outside_the_pipeline_the_command_says_so() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-m", "operations", "migrate"],
+        [sys.executable, "-m", "operations.migrate"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
