@@ -1,8 +1,10 @@
 """Answers a small artifact out of memory.
 
 For each download MLflow lists the bucket (is it a folder?), asks for the object's size, fetches it with a transfer
-manager's threads into a temporary folder, and reads it from there. One request to S3 is enough. Whatever is not plainly
-a small object, an error too, is left to MLflow's own way, so that its answer stays what it is.
+manager's threads into a temporary folder, and reads it from there. One request to S3 is enough. It is signed and sent by
+botocore, with the client's credentials, connections and checksums; what boto3 does around that for each call (it looks up
+the endpoint anew and makes a dictionary of an answer of which only the body is used) takes longer than the rest. Whatever
+is not plainly a small object, an error too, is left to MLflow's own way, so that its answer stays what it is.
 """
 
 import posixpath
@@ -11,7 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 import anyio.to_thread
+from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.httpchecksum import _CHECKSUM_CLS as CHECKSUMS
+from botocore.utils import percent_encode
 from limits import ARTIFACTS
 from mlflow.exceptions import MlflowException
 from mlflow.server import artifact_router
@@ -22,6 +27,7 @@ from mlflow.utils.uri import validate_path_is_safe
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
+from urllib3.exceptions import HTTPError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -65,7 +71,7 @@ async def _small(artifact_path: str) -> Response | None:
         if type(repository) is not S3ArtifactRepository:
             return None
         content = await anyio.to_thread.run_sync(_read, repository, path)
-    except (MlflowException, HTTPException, BotoCoreError, ClientError):
+    except (MlflowException, HTTPException, BotoCoreError, ClientError, HTTPError):
         return None
     if content is None:
         return None
@@ -80,13 +86,49 @@ async def _small(artifact_path: str) -> Response | None:
 
 
 def _read(repository: S3ArtifactRepository, path: str) -> bytes | None:
-    """The whole object, or None if it is large."""
+    """The whole object; None if it is large, or S3 does not plainly give it.
+
+    Raises:
+        BotoCoreError: No credentials, or no answer.
+        ClientError: New credentials were refused.
+        HTTPError: The answer broke off.
+    """
     bucket, root = repository.parse_s3_compliant_uri(repository.artifact_uri)
-    found = repository._get_s3_client().get_object(
-        Bucket=bucket, Key=posixpath.join(root, path), **repository._bucket_owner_params
-    )
-    with found["Body"] as body:
-        if found["ContentLength"] > SMALL:
-            return None
-        content: bytes = body.read()
-        return content
+    client = repository._get_s3_client()
+    folder, region = _folder(client, bucket)
+    if not region:
+        return None
+    key = posixpath.join(root, path)
+    headers = {"User-Agent": client.meta.config.user_agent, "x-amz-checksum-mode": "ENABLED"}
+    if owner := repository._bucket_owner_params.get("ExpectedBucketOwner"):
+        headers["x-amz-expected-bucket-owner"] = owner
+    request = AWSRequest("GET", folder + percent_encode(key, safe="/~"), headers, stream_output=True)
+    client._request_signer.get_auth_instance("s3", region).add_auth(request)
+    answer = client._endpoint.http_session.send(request.prepare())
+    size = answer.headers.get("Content-Length", "")
+    if answer.status_code != 200 or not size.isdecimal() or int(size) > SMALL:
+        answer.raw.close()
+        return None
+    content: bytes = answer.raw.read()
+    return content if _as_stored(content, answer.headers) else None
+
+
+@lru_cache(maxsize=2)
+def _folder(client: Any, bucket: str) -> tuple[str, str]:
+    """The URL that an object's key in the bucket follows, and the region to sign for; "" if it takes another signature.
+
+    Both depend on settings, region and the bucket's name.
+    """
+    get_object = client.meta.service_model.operation_model("GetObject")
+    told: dict[str, Any] = {}
+    url, _, _ = client._resolve_endpoint_ruleset(get_object, {"Bucket": bucket, "Key": "key"}, told)
+    return f"{url}/", told["signing"]["region"] if told["auth_type"] == "s3v4" else ""
+
+
+def _as_stored(content: bytes, headers: Any) -> bool:
+    """Whether the checksums agree that S3 was given with the object; those of an object's parts have a dash."""
+    for algorithm, checksum in CHECKSUMS.items():
+        told = headers.get(f"x-amz-checksum-{algorithm}")
+        if told and "-" not in told and checksum().handle(content) != told:
+            return False
+    return True
