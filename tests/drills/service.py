@@ -98,7 +98,10 @@ class Service:
         self._name, self._template = stacks[tracking]["properties"]["stackName"], templates[tracking]
         self.build("good", mlflow=mlflow)
         self.migrate("good")
+        first = self._secret(self._own_secret_arn)["password"]
         self.deploy("good")
+        # It was rotated at once, which takes seconds: a migration meanwhile would give the user the first one again.
+        wait_until(lambda: self._secret(self._own_secret_arn)["password"] != first, "the first rotation", 60)
 
     def build(self, image: str, *edits: Edit, mlflow: str = "") -> None:
         """Build the server's image, after edits of a copy of its folder, under the name `image`.
