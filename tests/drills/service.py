@@ -100,7 +100,7 @@ class Service:
         self.migrate("good")
         first = self._secret(self._own_secret_arn)["password"]
         self.deploy("good")
-        # It was rotated at once, which takes seconds: a migration meanwhile would give the user the first one again.
+        # Rotated at once, which takes seconds: `migrate` below knows no secret and would give the user the first one again.
         wait_until(lambda: self._secret(self._own_secret_arn)["password"] != first, "the first rotation", 60)
 
     def build(self, image: str, *edits: Edit, mlflow: str = "") -> None:
