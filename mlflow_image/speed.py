@@ -252,6 +252,15 @@ CHANGES = (
         },
     ),
     Change(
+        "graphql",
+        _of("speed_graphql"),
+        {
+            **VIEWS,
+            "mlflow.server.handlers:_graphql": "9505d676f1164c47",
+            "mlflow.server.handlers:_get_graphql_auth_middleware": "73e1941a12b6454b",
+        },
+    ),
+    Change(
         "database",
         _of("speed_database"),
         {
