@@ -250,7 +250,7 @@ def image_tables() -> set[str]:
     """The tables of this image's MLflow, read from its models for the same reason."""
     return {
         ast.literal_eval(node.value)
-        for file in migrations_folder().parent.glob("**/dbmodels/*.py")
+        for file in _mlflow().glob("store/**/dbmodels/*.py")
         for model in ast.parse(file.read_bytes()).body
         if isinstance(model, ast.ClassDef)
         for node in model.body
@@ -261,11 +261,16 @@ def image_tables() -> set[str]:
 
 
 def migrations_folder(line: Line = SCHEMA) -> Path:
-    """Where MLflow's migrations are, found without importing it."""
+    """Where MLflow's migrations are."""
+    return _mlflow() / line.folder
+
+
+def _mlflow() -> Path:
+    """Where MLflow is, found without importing it."""
     spec = find_spec("mlflow")
     if spec is None or not spec.submodule_search_locations:
         raise DatabaseError("MLflow is not installed: install requirements.lock.")
-    return Path(spec.submodule_search_locations[0], line.folder)
+    return Path(spec.submodule_search_locations[0])
 
 
 def value(connection: Connection, query: str) -> object:
